@@ -1,0 +1,31 @@
+"""bnjax: batch normalisation for JAX, accurate, fast and explicit.
+
+The functional core is here and needs jax alone. ``bnjax.linen`` and ``bnjax.nnx`` hold drop-in
+Flax modules, ``bnjax.testing`` the float64 reference; import them by name.
+"""
+
+from bnjax.core import (
+    BatchStats,
+    Moments,
+    batch_norm,
+    init_batch_stats,
+    merge,
+    moments,
+    normalize,
+    scale_shift,
+    update_batch_stats,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchStats",
+    "Moments",
+    "batch_norm",
+    "init_batch_stats",
+    "merge",
+    "moments",
+    "normalize",
+    "scale_shift",
+    "update_batch_stats",
+]

@@ -1,0 +1,22 @@
+"""The functional core: arrays in, arrays out, in the order data flows through it.
+
+``moments`` (and ``merge``) -> ``normalize`` -> ``scale_shift`` is batch norm taken apart;
+``batch_norm`` is the whole, with the running statistics of ``BatchStats``. Needs jax alone.
+"""
+
+from bnjax.core._batch_norm import batch_norm
+from bnjax.core._batch_stats import BatchStats, init_batch_stats, update_batch_stats
+from bnjax.core._moments import Moments, merge, moments
+from bnjax.core._normalize import normalize, scale_shift
+
+__all__ = [
+    "BatchStats",
+    "Moments",
+    "batch_norm",
+    "init_batch_stats",
+    "merge",
+    "moments",
+    "normalize",
+    "scale_shift",
+    "update_batch_stats",
+]

@@ -1,0 +1,117 @@
+"""Which axes a norm keeps and which it reduces, and the dtype it computes in.
+
+Inside the core every per-feature array has the rank of ``x`` with ones on the reduced axes,
+so that it broadcasts without rank promotion. Users pass and receive the compact shape.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+Axes = int | Sequence[int]
+
+
+def canonical_axes(axes: Axes, ndim: int, name: str) -> tuple[int, ...]:
+    """``axes`` as sorted non-negative ints; ``name`` is the argument an error should blame."""
+    try:
+        given = tuple(operator.index(a) for a in axes)  # type: ignore[union-attr]
+    except TypeError:
+        try:
+            given = (operator.index(axes),)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{name} must be an int or a sequence of ints, got {axes!r}.") from None
+    for a in given:
+        if not -ndim <= a < ndim:
+            raise ValueError(
+                f"{name}={axes!r} is out of range for an input of rank {ndim}: "
+                f"every axis must lie in [{-ndim}, {ndim - 1}]."
+            )
+    canonical = tuple(sorted(a % ndim for a in given))
+    if len(set(canonical)) != len(canonical):
+        raise ValueError(f"{name}={axes!r} names an axis twice for an input of rank {ndim}.")
+    return canonical
+
+
+def other_axes(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """The axes of a rank-``ndim`` array that are not in ``axes``."""
+    return tuple(a for a in range(ndim) if a not in axes)
+
+
+def size_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """Number of elements that a reduction over ``axes`` combines."""
+    return math.prod(shape[a] for a in axes)
+
+
+def expand(features: jax.Array, shape: tuple[int, ...], kept: tuple[int, ...], name: str):
+    """Reshape a per-feature array to broadcast against ``shape``, checking that it fits.
+
+    ``features`` has one entry a feature (``[shape[a] for a in kept]``) or is a scalar.
+    """
+    want = tuple(shape[a] for a in kept)
+    if features.ndim == 0:
+        return features.reshape((1,) * len(shape))
+    if features.shape != want:
+        raise ValueError(
+            f"{name} has shape {features.shape}, but x of shape {shape} has features of shape "
+            f"{want} on the kept axes {kept}. Pass axis= to name the feature axes of x, or "
+            f"{name} of shape {want}."
+        )
+    return features.reshape(tuple(n if a in kept else 1 for a, n in enumerate(shape)))
+
+
+def check_inexact(x: jax.Array, name: str = "x") -> None:
+    """Raise ``TypeError`` unless ``x`` is floating or complex."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(
+            f"{name} must be floating point or complex, got {x.dtype}. "
+            f"Cast it first, for example {name}.astype(jnp.float32)."
+        )
+
+
+def compute_dtype(*dtypes) -> jnp.dtype:
+    """The dtype of statistics and arithmetic: the widest of ``dtypes``, at least float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        widest = jnp.dtype(jnp.float32)
+        for dtype in dtypes:
+            widest = jnp.promote_types(widest, dtype)
+        return widest
+
+
+def inexact_dtype(*arrays) -> jnp.dtype:
+    """The dtype Flax gives an output: the promotion of ``arrays`` (or None), never integer."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*(a for a in arrays if a is not None))
+        inexact = jnp.issubdtype(dtype, jnp.inexact)
+        return dtype if inexact else jnp.promote_types(jnp.float32, dtype)
+
+
+def real_dtype(dtype) -> jnp.dtype:
+    """The dtype of ``abs`` of a value of ``dtype``."""
+    return jnp.finfo(dtype).dtype
+
+
+def check_mask(mask, x: jax.Array) -> jax.Array | None:
+    """``mask`` as a boolean array of the rank of ``x``, or a clear error."""
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(
+            f"mask must be boolean (True counts), got {mask.dtype}. Pass mask.astype(bool)."
+        )
+    try:
+        fits = jnp.broadcast_shapes(mask.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"mask of shape {mask.shape} does not broadcast to x of shape {x.shape}. Shapes align "
+            "from the right: give a mask over examples trailing axes of size one, for example "
+            "mask[:, None]."
+        )
+    return mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)

@@ -1,0 +1,299 @@
+"""Batch normalisation: moments, normalise, scale and shift, and the running statistics."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from bnjax.core._axes import (
+    Axes,
+    canonical_axes,
+    check_inexact,
+    check_mask,
+    compute_dtype,
+    expand,
+    other_axes,
+    size_of,
+)
+from bnjax.core._batch_stats import BatchStats, check_ddof, check_decay, update_batch_stats
+from bnjax.core._moments import (
+    Statistics,
+    Sync,
+    canonical_axis_name,
+    compact,
+    devices,
+    statistics,
+)
+from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
+from bnjax.core._standardize import standardize_batches, virtual_batches
+
+SingleValue = Literal["error", "warn", "allow", "running"]
+Unseen = Literal["warn", "nan", "allow"]
+
+
+def batch_norm(
+    x,
+    scale,
+    bias,
+    batch_stats: BatchStats,
+    *,
+    train: bool,
+    decay: float | jax.Array | None = 0.99,
+    epsilon: float = 1e-5,
+    axis: Axes = -1,
+    mask=None,
+    axis_name=None,
+    ddof: int = 0,
+    debias: bool = False,
+    virtual_batch_size: int | None = None,
+    update_stats: bool | None = None,
+    skip_nonfinite: bool = False,
+    single_value: SingleValue = "error",
+    unseen: Unseen = "warn",
+    dtype=None,
+    axis_index_groups=None,
+) -> tuple[jax.Array, BatchStats]:
+    r"""Normalise each feature of ``x`` over the batch, or by running statistics.
+
+    .. math::
+        \mu = \tfrac1n \sum_i x_i, \qquad v = \tfrac1n \sum_i (x_i - \mu)^2, \qquad
+        y_i = \gamma\, \frac{x_i - \mu}{\sqrt{v + \epsilon}} + \beta
+
+    In training :math:`\mu, v` are those of the batch, by the corrected two-pass algorithm of
+    :func:`bnjax.moments`; the mean is kept to twice the working precision until it has been
+    subtracted, so ``y`` and its gradients are right to a few units in the last place at any
+    offset. In evaluation they are ``batch_stats``.
+
+    Which statistics normalise (``train``) and whether they are updated (``update_stats``) are
+    two choices:
+
+    ===========  ==================  =======================================================
+    ``train``    ``update_stats``    use
+    ===========  ==================  =======================================================
+    True         None or True        training
+    True         False               a second forward pass in the same step; test-time batches
+    False        None or False       evaluation
+    False        True                train with frozen normalisation while tracking the data
+    ===========  ==================  =======================================================
+
+    Derivatives: forward and reverse mode, to any order, in ``x``, ``scale`` and ``bias``. The
+    backward pass keeps ``x`` in its own dtype and four vectors, and reads each activation twice.
+    The *returned* ``batch_stats`` carry no gradient (they are stopped): state is not a path for
+    learning. For differentiable running statistics compose :func:`bnjax.moments` and
+    :func:`bnjax.update_batch_stats`.
+
+    Args:
+      x: floating or complex, for example ``(N, F)``, ``(N, L, C)``, ``(N, H, W, C)``.
+      scale: γ, shape ``(*features)``, a scalar, or None for 1.
+      bias: β, likewise, or None for 0.
+      batch_stats: running statistics, from :func:`bnjax.init_batch_stats`.
+      train: True to normalise by the batch, False by ``batch_stats``. A Python bool.
+      decay: weight of the old running value; None averages all updates. May be traced.
+      epsilon: added to the variance, in units of ``x`` squared.
+      axis: the feature axis or axes, which are *kept*: -1 for NHWC and (N, F), 1 for NCHW and
+        (N, C, L), (1, 2) to normalise every (channel, row) by itself.
+      mask: boolean, broadcastable to ``x``; True counts. Hidden entries take no part in the
+        statistics or their gradients; they are normalised like the rest, and come out as
+        ``bias`` where they are not finite. A feature with nothing to count comes out as ``bias``.
+      axis_name: name or names of mapped axes (``jax.shard_map``, ``jax.vmap``) whose batches
+        are merged: one all-gather forward, one all-reduce backward. Under ``jax.jit`` with
+        sharded arrays leave it None. Under ``shard_map(check_vma=False)`` gradients of
+        replicated ``scale`` and ``bias`` are local sums, as everywhere in JAX.
+      ddof: 0 or 1, for the *running* variance only; the batch is normalised with 0.
+      debias: correct the running statistics for their start, see
+        :func:`bnjax.update_batch_stats`.
+      virtual_batch_size: normalise slices of about this many examples of axis 0 separately (ghost
+        batch norm), in training only. A batch of ``N`` is cut into ``max(1, N // size)`` virtual
+        batches whose sizes differ by one at most. Running statistics get the merged moments.
+      update_stats: see the table; None means the same as ``train``.
+      skip_nonfinite: a batch with infinite or NaN moments leaves ``batch_stats`` untouched.
+      single_value: what to do in training when each feature has one value only, so that ``y``
+        would be ``bias`` whatever ``x`` is: "error"; "warn" and "allow" compute that; "running"
+        normalises by ``batch_stats`` and leaves them untouched.
+      unseen: what to do in evaluation when ``batch_stats.count`` is 0: "warn" (where the count
+        is known, that is outside ``jit``), "nan" (fill ``y`` with NaN, under ``jit`` too) or
+        "allow".
+      dtype: dtype of ``y``; that of ``x`` unless given.
+      axis_index_groups: groups of indices of ``axis_name`` to merge separately, where JAX
+        supports them (``jax.pmap``).
+
+    Returns:
+      ``(y, batch_stats)``: ``y`` of the shape of ``x``; statistics that are the argument itself
+      when nothing was updated.
+
+    Raises:
+      TypeError: ``x`` is integer or boolean, or ``mask`` is not boolean.
+      ValueError: shapes do not fit, an option has an illegal value, or each feature has one
+        value in training; each message names the argument and a remedy. All at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+      >>> stats = bnjax.init_batch_stats(2)
+      >>> y, stats = bnjax.batch_norm(x, jnp.ones(2), jnp.zeros(2), stats, train=True, decay=0.9)
+      >>> print(y.round(3))
+      [[-1. -1.]
+       [ 1.  1.]]
+      >>> print(stats.mean, stats.count)
+      [0.2 2. ] 1
+      >>> y, _ = bnjax.batch_norm(x, jnp.ones(2), jnp.zeros(2), stats, train=False)
+
+    Source: Ioffe & Szegedy (2015), Algorithms 1 and 2; Chan, Golub & LeVeque (1983) for the
+    statistics; Hoffer et al. (2017) for virtual batches. PyTorch's ``momentum`` is ``1 - decay``
+    and its running variance has ddof=1. Flax computes ``E[x²] - E[x]²`` by default, averages
+    means over devices and has no count.
+    """
+    x = jnp.asarray(x)
+    check_inexact(x)
+    mask = check_mask(mask, x)
+    kept = canonical_axes(axis, x.ndim, "axis")
+    _check_options(epsilon, decay, ddof, virtual_batch_size, kept, single_value, unseen)
+    known_decay = decay is None or isinstance(decay, (int, float))
+    plan = _Plan(
+        kept=kept,
+        epsilon=epsilon,
+        decay=decay if known_decay else None,
+        ddof=ddof,
+        debias=debias,
+        virtual_batch_size=virtual_batch_size,
+        skip_nonfinite=skip_nonfinite,
+        sync=canonical_axis_name(axis_name, axis_index_groups),
+        dtype=jnp.dtype(dtype or x.dtype),
+    )
+    traced_decay = None if known_decay else decay
+    update_stats = train if update_stats is None else update_stats
+
+    if train and _values_a_feature(x.shape, plan) == 1:
+        _report_single_value(single_value, x.shape, axis)
+        if single_value == "running":
+            train = update_stats = False
+    if train:
+        y, updated = _train(x, scale, bias, mask, batch_stats, traced_decay, plan)
+        return y, updated if update_stats else batch_stats
+    if unseen == "warn":
+        _warn_if_unseen(batch_stats)
+    y = _evaluate(x, scale, bias, mask, batch_stats, plan, unseen == "nan")
+    return y, _track(x, mask, batch_stats, traced_decay, plan) if update_stats else batch_stats
+
+
+class _Plan(NamedTuple):
+    """The static choices of one call, hashable for ``jax.jit``."""
+
+    kept: tuple[int, ...]
+    epsilon: float
+    decay: float | None  # Python numbers stay static: 1 - 0.99 is exact, 1 - float32(0.99) not
+    ddof: int
+    debias: bool
+    virtual_batch_size: int | None
+    skip_nonfinite: bool
+    sync: Sync
+    dtype: jnp.dtype
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _train(x, scale, bias, mask, batch_stats, traced_decay, plan: _Plan):
+    """Normalise by the batch; the output and the updated running statistics."""
+    scale, bias = _ready_params(x, scale, bias, plan)
+    axes = other_axes(plan.kept, x.ndim)
+    y, stats = standardize_batches(
+        x, mask, scale, bias, axes, plan.epsilon, plan.dtype, plan.sync, plan.virtual_batch_size
+    )
+    return y, _update(batch_stats, stats, axes, traced_decay, plan)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "poison"))
+def _evaluate(x, scale, bias, mask, batch_stats, plan: _Plan, poison):
+    """Normalise by the running statistics; NaN if ``poison`` and there are none."""
+    dtype = compute_dtype(x.dtype, plan.dtype)
+    scale, bias = _ready_params(x, scale, bias, plan)
+    mean = expand(batch_stats.mean, x.shape, plan.kept, "batch_stats.mean").astype(dtype)
+    var = expand(batch_stats.var, x.shape, plan.kept, "batch_stats.var")
+    if poison:
+        var = jnp.where(batch_stats.count > 0, var, jnp.nan)
+    return affine(x, mask, mean, inverse_std(var, plan.epsilon), scale, bias, plan.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _track(x, mask, batch_stats, traced_decay, plan: _Plan):
+    """Update the running statistics without normalising by the batch."""
+    axes = other_axes(plan.kept, x.ndim)
+    stats = statistics(x, mask, axes, plan.sync)
+    return _update(batch_stats, stats, axes, traced_decay, plan)
+
+
+def _ready_params(x, scale, bias, plan):
+    return expand_params(scale, bias, x.shape, plan.kept, compute_dtype(x.dtype, plan.dtype))
+
+
+def _update(batch_stats, stats: Statistics, axes, traced_decay, plan: _Plan) -> BatchStats:
+    updated = update_batch_stats(
+        batch_stats,
+        compact(stats, axes),
+        decay=plan.decay if traced_decay is None else traced_decay,
+        ddof=plan.ddof,
+        debias=plan.debias,
+        skip_nonfinite=plan.skip_nonfinite,
+    )
+    return jax.lax.stop_gradient(updated)
+
+
+def _check_options(epsilon, decay, ddof, virtual_batch_size, kept, single_value, unseen):
+    check_epsilon(epsilon)
+    check_decay(decay)
+    check_ddof(ddof)
+    _check_choice("single_value", single_value, get_args(SingleValue))
+    _check_choice("unseen", unseen, get_args(Unseen))
+    if virtual_batch_size is None:
+        return
+    if not isinstance(virtual_batch_size, int) or virtual_batch_size < 1:
+        raise ValueError(
+            f"virtual_batch_size must be a positive int or None, got {virtual_batch_size!r}."
+        )
+    if 0 in kept:
+        raise ValueError(
+            "virtual_batch_size cuts axis 0 into virtual batches, but axis keeps axis 0 as a "
+            "feature axis. Move the batch to axis 0, or leave virtual_batch_size=None."
+        )
+
+
+def _check_choice(name, value, legal):
+    if value not in legal:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, legal))}, got {value!r}.")
+
+
+def _values_a_feature(shape, plan: _Plan) -> int:
+    """How many values each feature has in the smallest batch that is normalised by itself."""
+    reduced = other_axes(plan.kept, len(shape))
+    if plan.virtual_batch_size is not None:
+        smallest = min(size for *_, size in virtual_batches(shape[0], plan.virtual_batch_size))
+        return smallest * size_of(shape, reduced[1:])
+    return size_of(shape, reduced) * devices(plan.sync)
+
+
+def _report_single_value(single_value, shape, axis):
+    message = (
+        f"x of shape {shape} with axis={axis!r} has one value a feature in training: its variance "
+        "is 0 and the output is bias, whatever x is. Use a larger batch (or virtual batch), merge "
+        "devices with axis_name, evaluate with train=False, or choose single_value='running' to "
+        "normalise by the running statistics, 'allow' or 'warn' to compute it all the same."
+    )
+    if single_value == "error":
+        raise ValueError(message)
+    if single_value == "warn":
+        warnings.warn(message, stacklevel=3)
+
+
+def _warn_if_unseen(batch_stats: BatchStats):
+    count = batch_stats.count
+    if not isinstance(count, Tracer) and jnp.all(count == 0):
+        warnings.warn(
+            "batch_stats.count is 0: these running statistics have never been updated, so x is "
+            "normalised by mean 0 and variance 1. Keep the batch_stats that training returns; "
+            "unseen='nan' makes the same mistake visible under jit, 'allow' silences this.",
+            stacklevel=3,
+        )

@@ -1,0 +1,178 @@
+"""The explicit state of batch norm: running statistics, and the one rule that updates them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnjax.core._axes import compute_dtype, real_dtype
+from bnjax.core._moments import Moments
+
+
+class BatchStats(NamedTuple):
+    """Running statistics of one batch-norm layer: a pytree that goes in and comes out.
+
+    Attributes:
+      mean: running mean, shape ``(*features)``.
+      var: running variance, shape ``(*features)``, real.
+      count: number of updates seen, int32 scalar. Zero means ``mean`` and ``var`` are still the
+        initial 0 and 1, which describe no data.
+
+    Example:
+      >>> import bnjax
+      >>> bnjax.init_batch_stats(2)
+      BatchStats(mean=Array([0., 0.], dtype=float32), var=Array([1., 1.], dtype=float32), \
+count=Array(0, dtype=int32))
+
+    Source: Ioffe & Szegedy (2015), Algorithm 2, lines 8-11. PyTorch's ``running_mean``,
+    ``running_var`` and ``num_batches_tracked``; Flax has the first two and no count.
+    """
+
+    mean: jax.Array  # (*features)
+    var: jax.Array  # (*features)
+    count: jax.Array | np.ndarray  # ()
+
+
+def init_batch_stats(num_features, dtype=jnp.float32) -> BatchStats:
+    """State before the first update: mean 0, variance 1, count 0.
+
+    Args:
+      num_features: number of features, or their shape as a tuple when several axes are kept.
+      dtype: dtype of the mean; the variance has its real counterpart. At least float32: a
+        running average in half precision loses updates smaller than 1/256 of its value.
+
+    Returns:
+      :class:`BatchStats`.
+
+    Raises:
+      ValueError: a number of features is negative, or ``dtype`` is narrower than float32.
+
+    Example:
+      >>> import bnjax
+      >>> print(bnjax.init_batch_stats((2, 3)).mean.shape)
+      (2, 3)
+
+    Source: PyTorch and Flax start from the same values.
+    """
+    shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
+    if any(n < 0 for n in shape):
+        raise ValueError(f"num_features must not be negative, got {num_features!r}.")
+    if compute_dtype(dtype) != jnp.dtype(dtype):
+        raise ValueError(
+            f"dtype of running statistics must be float32, float64 or complex, got "
+            f"{jnp.dtype(dtype)}: a running average in half precision stops moving."
+        )
+    return BatchStats(
+        jnp.zeros(shape, dtype), jnp.ones(shape, real_dtype(dtype)), jnp.zeros((), jnp.int32)
+    )
+
+
+def update_batch_stats(
+    stats: BatchStats,
+    moments: Moments,
+    *,
+    decay: float | jax.Array | None = 0.99,
+    ddof: int = 0,
+    debias: bool = False,
+    skip_nonfinite: bool = False,
+) -> BatchStats:
+    r"""Move the running statistics towards those of one batch.
+
+    .. math::
+        \mu \leftarrow \mu + w (\mu_B - \mu), \qquad v \leftarrow v + w (v_B - v), \qquad
+        w = \begin{cases}
+            1 - \lambda & \text{plain exponential average} \\
+            (1 - \lambda) / (1 - \lambda^{t+1}) & \text{debias} \\
+            1 / (t + 1) & \text{decay=None: average of all updates}
+        \end{cases}
+
+    with :math:`\lambda` = ``decay`` and :math:`t` = ``stats.count``. With ``debias`` the first
+    update replaces the initial 0 and 1 altogether, and what is stored is always the unbiased
+    weighted average of the batches seen: after any number of identical batches it *is* the batch
+    statistics, and evaluation needs no correction.
+
+    Features without data (``moments.count <= ddof``) keep their statistics; when no feature has
+    any, the count stays too. Differentiable in ``stats`` and ``moments``.
+
+    Args:
+      stats: state before the update.
+      moments: of the batch, from :func:`bnjax.moments`, merged if need be.
+      decay: weight of the old value, in [0, 1], or None. A traced scalar is welcome (schedules).
+      ddof: 0 stores the population variance, 1 the sample variance ``m2 / (count - 1)``.
+      debias: see above.
+      skip_nonfinite: leave everything as it was if any moment is infinite or NaN, as when loss
+        scaling overflows. Off by default: then the running statistics turn NaN, visibly.
+
+    Returns:
+      The new :class:`BatchStats`, in the dtypes of the old.
+
+    Raises:
+      ValueError: ``decay`` lies outside [0, 1] or ``ddof`` is not 0 or 1.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> batch = bnjax.moments(jnp.array([[1.0], [3.0]]), axes=0)
+      >>> stats = bnjax.init_batch_stats(1)
+      >>> print(bnjax.update_batch_stats(stats, batch, decay=0.9))
+      BatchStats(mean=Array([0.2], dtype=float32), var=Array([1.], dtype=float32), \
+count=Array(1, dtype=int32))
+      >>> print(bnjax.update_batch_stats(stats, batch, decay=0.9, debias=True).mean)
+      [2.]
+
+    Source: Ioffe & Szegedy (2015), §3.1; Kingma & Ba (2015), §3, for the bias correction.
+    PyTorch's ``momentum`` is ``1 - decay`` (its default 0.1 is decay 0.9), ``momentum=None`` is
+    ``decay=None``, and it stores ddof=1; Flax's ``momentum`` is ``decay``, with ddof=0.
+    """
+    check_decay(decay)
+    check_ddof(ddof)
+    stats, moments = jax.tree.map(jnp.asarray, (stats, moments))
+    valid = moments.count > ddof
+    if skip_nonfinite:
+        valid &= jnp.all(jnp.isfinite(moments.mean)) & jnp.all(jnp.isfinite(moments.m2))
+    weight = _update_weight(stats.count, decay, debias, stats.var.dtype)
+
+    def step(old, new):
+        # Not old + w (new - old): with w = 1 the initial variance 1 must leave no trace.
+        wide = compute_dtype(old.dtype, new.dtype)
+        w, o, n = weight.astype(wide), old.astype(wide), new.astype(wide)
+        moved = jnp.where(valid, (1 - w) * o + w * n, o)
+        return moved if jnp.iscomplexobj(new) else moved.astype(old.dtype)
+
+    return BatchStats(
+        step(stats.mean, moments.mean),
+        step(stats.var, moments.var(ddof)),
+        stats.count + jnp.any(valid).astype(stats.count.dtype),
+    )
+
+
+def _update_weight(count, decay, debias, dtype):
+    """Weight of the newest batch in the running average, given ``count`` updates before it."""
+    t = jnp.asarray(count, dtype)
+    if decay is None:
+        return 1 / (t + 1)
+    if not debias:
+        return jnp.asarray(1 - decay, dtype)
+    decay = jnp.asarray(decay, dtype)
+    # expm1 keeps the digits of 1 - decay**(t + 1) for decay near 1, where the limit is 1/(t + 1).
+    total = -jnp.expm1((t + 1) * jnp.log(decay))
+    return jnp.where(decay < 1, (1 - decay) / jnp.where(decay < 1, total, 1), 1 / (t + 1))
+
+
+def check_decay(decay) -> None:
+    """Raise ``ValueError`` unless ``decay`` is None, traced, or a number in [0, 1]."""
+    if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
+        raise ValueError(
+            f"decay must lie in [0, 1] or be None (average of all updates), got {decay!r}. It is "
+            "the weight of the old value: PyTorch's momentum=0.1 is decay=0.9."
+        )
+
+
+def check_ddof(ddof) -> None:
+    """Raise ``ValueError`` unless ``ddof`` is 0 or 1."""
+    if ddof not in (0, 1):
+        raise ValueError(
+            f"ddof must be 0 (population variance) or 1 (sample variance), got {ddof!r}."
+        )

@@ -1,0 +1,194 @@
+"""Normalisation and the affine map after it: one fused expression, one derivative."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from bnjax.core._axes import (
+    Axes,
+    canonical_axes,
+    check_inexact,
+    compute_dtype,
+    expand,
+)
+from bnjax.core._moments import remember_inputs
+
+
+def normalize(x, mean, var, *, epsilon: float = 1e-5, axis: Axes = -1) -> jax.Array:
+    r"""Shift and scale ``x`` by given statistics.
+
+    .. math::
+        \hat x = \frac{x - \mu}{\sqrt{\mathrm{var} + \epsilon}}
+
+    Computed in float32 at least and rounded once, to the dtype of ``x``. Differentiable in all
+    three arrays; the backward pass keeps ``x`` in its own dtype and vectors only.
+
+    Args:
+      x: floating or complex, any shape.
+      mean, var: one entry a feature (the shape of ``x`` on ``axis``), or scalars.
+      epsilon: added to the variance, inside the square root; in units of ``x`` squared.
+      axis: the feature axis or axes of ``x``: -1 for NHWC and (N, F), 1 for NCHW.
+
+    Returns:
+      ``x_hat``, shape and dtype of ``x``.
+
+    Raises:
+      TypeError: ``x`` is not floating or complex.
+      ValueError: ``mean`` or ``var`` does not fit the features of ``x``, ``axis`` is out of range
+        or ``epsilon`` is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+      >>> m = bnjax.moments(x, axes=0)
+      >>> print(bnjax.normalize(x, m.mean, m.var()).round(3))
+      [[-1. -1.]
+       [ 1.  1.]]
+
+    Source: Ioffe & Szegedy (2015), Algorithm 1, line 3. The same placement of epsilon as PyTorch
+    and Flax; both round half-precision input more than once.
+    """
+    x, mean, var = jnp.asarray(x), jnp.asarray(mean), jnp.asarray(var)
+    check_inexact(x)
+    check_epsilon(epsilon)
+    kept = canonical_axes(axis, x.ndim, "axis")
+    mean, var = expand(mean, x.shape, kept, "mean"), expand(var, x.shape, kept, "var")
+    return _normalize(x, mean, var, epsilon)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _normalize(x, mean, var, epsilon):
+    dtype = compute_dtype(x.dtype)
+    return affine(x, None, mean.astype(dtype), inverse_std(var, epsilon), None, None, x.dtype)
+
+
+def scale_shift(x_hat, scale, bias, *, axis: Axes = -1) -> jax.Array:
+    r"""The learned affine map of each feature, :math:`y = \gamma \hat x + \beta`.
+
+    Args:
+      x_hat: floating or complex, any shape.
+      scale: γ, one entry a feature, a scalar, or None for 1.
+      bias: β, likewise, or None for 0.
+      axis: the feature axis or axes of ``x_hat``.
+
+    Returns:
+      ``y``, shape and dtype of ``x_hat``; computed in float32 at least.
+
+    Raises:
+      TypeError: ``x_hat`` is not floating or complex.
+      ValueError: ``scale`` or ``bias`` does not fit the features of ``x_hat``.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> print(bnjax.scale_shift(jnp.ones((1, 2)), jnp.array([2.0, 3.0]), None))
+      [[2. 3.]]
+
+    Source: Ioffe & Szegedy (2015), Algorithm 1, line 4. PyTorch calls them ``weight`` and
+    ``bias`` (``affine=True``); Flax ``scale`` and ``bias``, as here.
+    """
+    x_hat = jnp.asarray(x_hat)
+    check_inexact(x_hat, "x_hat")
+    kept = canonical_axes(axis, x_hat.ndim, "axis")
+    dtype = compute_dtype(x_hat.dtype)
+    scale, bias = expand_params(scale, bias, x_hat.shape, kept, dtype)
+    y = x_hat.astype(dtype)
+    if scale is not None:
+        y = y * scale
+    if bias is not None:
+        y = y + bias
+    return y.astype(x_hat.dtype)
+
+
+def check_epsilon(epsilon) -> None:
+    """Raise ``ValueError`` unless ``epsilon`` is a non-negative number known at trace time."""
+    if not isinstance(epsilon, (int, float)) or not 0 <= epsilon < float("inf"):
+        raise ValueError(
+            f"epsilon must be a finite non-negative Python number, got {epsilon!r}. "
+            "It is added to the variance; 1e-5 is usual."
+        )
+
+
+def expand_params(scale, bias, shape, kept, dtype):
+    """``scale`` and ``bias`` (or None) ready to broadcast against an array of ``shape``."""
+
+    def ready(v, name):
+        return None if v is None else expand(jnp.asarray(v), shape, kept, name).astype(dtype)
+
+    return ready(scale, "scale"), ready(bias, "bias")
+
+
+def inverse_std(var, epsilon, count=None):
+    """``rsqrt(var + epsilon)``, float32 at least; 0 for an empty set, whose output is ``bias``."""
+    var = var.astype(compute_dtype(var.dtype))
+    inv_std = jax.lax.rsqrt(var + epsilon)
+    return inv_std if count is None else jnp.where(count > 0, inv_std, 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(6,))
+def affine(x, mask, mean, inv_std, scale, bias, dtype):
+    """``(x - mean) * inv_std * scale + bias`` in the dtype of ``mean``, rounded once."""
+    return affine_of(centre(x, mean, mask), None, inv_std, scale, bias).astype(dtype)
+
+
+@affine.defjvp
+def _affine_jvp(dtype, primals, tangents):
+    def tangent(x, mask, mean, inv_std, scale, tangents):
+        dx, _, dmean, dinv_std, dscale, dbias = tangents
+        dx = keep_valid(dx.astype(mean.dtype), x, mask)
+        centred = centre(x, mean, mask)
+        dy = affine_tangent(centred, None, inv_std, scale, dx, dmean, dinv_std, dscale, dbias)
+        return dy.astype(dtype)
+
+    *inputs, bias = primals
+    return affine(*inputs, bias, dtype), remember_inputs(tangent)(*inputs, tangents)
+
+
+def centre(x, mean, mask):
+    """``x - mean`` in the dtype of ``mean``; 0 where a masked entry is not finite."""
+    return keep_valid(x.astype(mean.dtype) - mean, x, mask)
+
+
+def keep_valid(v, x, mask):
+    """``v``, but 0 where ``x`` is masked and not finite, so that no product turns NaN there."""
+    return v if mask is None else jnp.where(mask | jnp.isfinite(x), v, 0)
+
+
+def affine_of(centred, mean_lo, inv_std, scale, bias):
+    """``(centred - mean_lo) * inv_std * scale + bias``, the shifts folded into one vector."""
+    gain = gain_of(inv_std, scale).astype(centred.dtype)
+    y = centred * gain
+    shift = bias
+    if mean_lo is not None:
+        shift = -mean_lo * gain if bias is None else bias - mean_lo * gain
+    return y if shift is None else y + shift
+
+
+def affine_tangent(centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale, dbias):
+    r"""Tangent of :func:`affine_of`, through two vectors and no reduction of its own.
+
+    .. math::
+        \dot y = g\,\dot x + (x - \mu)\,\dot g + u, \qquad
+        u = \dot\beta - g\,\dot\mu - \mu_{lo}\,\dot g, \qquad g = \gamma / \sigma
+
+    Its transpose needs :math:`\sum \bar y` and :math:`\sum \bar y (x - \mu)`, which one fused
+    read of ``x`` and the cotangent gives, and one elementwise pass.
+    """
+    dtype = centred.dtype
+    gain = gain_of(inv_std, scale).astype(dtype)
+    dgain = gain_of(dinv_std, scale).astype(dtype)
+    if scale is not None:
+        dgain = dgain + inv_std.astype(dtype) * dscale
+    u = -gain * dmean
+    if dbias is not None:
+        u = u + dbias
+    if mean_lo is not None:
+        u = u - mean_lo * dgain
+    return gain * dx + centred * dgain + u
+
+
+def gain_of(inv_std, scale):
+    """``inv_std * scale``: what a deviation from the mean is multiplied by."""
+    return inv_std if scale is None else inv_std.astype(scale.dtype) * scale

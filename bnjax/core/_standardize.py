@@ -1,0 +1,111 @@
+"""Normalise data by its own statistics: the one derivative rule of every mean-variance norm."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnjax.core._axes import compute_dtype
+from bnjax.core._moments import (
+    Statistics,
+    Sync,
+    compute_statistics,
+    merge_devices,
+    merge_stack,
+    remember_inputs,
+    statistics_tangent,
+)
+from bnjax.core._normalize import affine_of, affine_tangent, centre, inverse_std, keep_valid
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6, 7))
+def standardize(x, mask, scale, bias, axes, epsilon, dtype, sync):
+    """Normalise ``x`` by its statistics over ``axes`` and ``sync``: ``(y, Statistics)``.
+
+    ``scale`` and ``bias`` (or None) have the rank of ``x``. One function with one rule for the
+    whole layer, not a composition of two, so that a half-precision gradient is rounded once.
+    """
+    stats = compute_statistics(x.astype(compute_dtype(x.dtype, dtype)), mask, axes, sync)
+    inv_std = inverse_std(stats.var, epsilon, stats.count)
+    centred = centre(x, stats.mean, mask)
+    return affine_of(centred, stats.mean_lo, inv_std, scale, bias).astype(dtype), stats
+
+
+@standardize.defjvp
+def _standardize_jvp(axes, epsilon, dtype, sync, primals, tangents):
+    """The tangent of the statistics, fed to the tangent of the affine map."""
+
+    def tangent(x, mask, scale, stats, dx, dscale, dbias):
+        dtype_in = stats.mean.dtype
+        x, dx = x.astype(dtype_in), dx.astype(dtype_in)
+        dstats = statistics_tangent(x, mask, stats, dx, axes, sync)
+        inv_std, dinv_std = jax.jvp(
+            lambda var: inverse_std(var, epsilon, stats.count), (stats.var,), (dstats.var,)
+        )
+        centred, dx = centre(x, stats.mean, mask), keep_valid(dx, x, mask)
+        dy = affine_tangent(
+            centred, stats.mean_lo, inv_std, scale, dx, dstats.mean, dinv_std, dscale, dbias
+        )
+        return dy.astype(dtype), dstats
+
+    x, mask, scale, _ = primals
+    dx, _, dscale, dbias = tangents
+    y, stats = standardize(*primals, axes, epsilon, dtype, sync)
+    return (y, stats), remember_inputs(tangent)(x, mask, scale, stats, dx, dscale, dbias)
+
+
+def standardize_batches(x, mask, scale, bias, axes, epsilon, dtype, sync, virtual_batch_size):
+    """:func:`standardize` of the batch, or of its virtual batches with merged statistics.
+
+    Virtual batches never leave their device; only their merged statistics are merged on.
+    """
+    if virtual_batch_size is None:
+        return standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, x.shape[:1] + mask.shape[1:])
+    outputs, stacks = [], []
+    for start, groups, size in virtual_batches(x.shape[0], virtual_batch_size):
+        cut = functools.partial(_cut, start=start, groups=groups, size=size)
+        y, stats = standardize(
+            *map(cut, (x, mask)), *map(_add_axis, (scale, bias)),
+            tuple(a + 1 for a in axes), epsilon, dtype, Sync(),
+        )  # fmt: skip
+        outputs.append(y.reshape(-1, *x.shape[1:]))
+        stacks.append(stats._replace(count=_count_each(stats)))
+    stats = merge_stack(jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks))
+    y = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs)
+    return y, merge_devices(stats, sync) if sync.axis_name else stats
+
+
+def virtual_batches(examples: int, virtual_batch_size: int) -> list[tuple[int, int, int]]:
+    """Cut ``examples`` as evenly as can be: ``(start, number of virtual batches, their size)``.
+
+    A remainder is spread over the others, never left as a small batch of its own: 70 examples in
+    virtual batches of 32 are two of 35.
+    """
+    number = max(1, examples // virtual_batch_size)
+    size, longer = divmod(examples, number)
+    runs = [(0, longer, size + 1), (longer * (size + 1), number - longer, size)]
+    return [run for run in runs if run[1]]
+
+
+def _cut(v, start, groups, size):
+    if v is None:
+        return None
+    part = lax.slice_in_dim(v, start, start + groups * size)
+    return part.reshape(groups, size, *v.shape[1:])
+
+
+def _add_axis(v):
+    return None if v is None else v[None]
+
+
+def _count_each(stats: Statistics):
+    """The count of each virtual batch, of the rank of the other statistics."""
+    groups, rank = stats.mean.shape[0], stats.mean.ndim
+    if stats.count.ndim == 0:
+        return jnp.broadcast_to(stats.count, (groups,) + (1,) * (rank - 1))
+    return stats.count

@@ -1,0 +1,206 @@
+"""``flax.nnx.BatchNorm``, with the arithmetic of :func:`bnjax.batch_norm`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx.module import first_from
+from flax.nnx.nn import dtypes
+from jax.nn import initializers
+
+from bnjax.core import BatchStats, batch_norm
+from bnjax.core._axes import inexact_dtype
+from bnjax.core._batch_norm import SingleValue
+
+
+class BatchNorm(nnx.Module):
+    r"""Batch normalisation, a drop-in replacement for ``flax.nnx.BatchNorm``.
+
+    .. math::
+        y = \gamma\, \frac{x - \mu}{\sqrt{v + \epsilon}} + \beta
+
+    Same constructor, call, ``train()`` / ``eval()`` / ``nnx.view`` and variables (``nnx.Param``
+    ``scale`` and ``bias``, ``nnx.BatchStat`` ``mean`` and ``var``), so a model or a checkpoint
+    moves over, and back, by changing an import. What differs is the arithmetic, see
+    :func:`bnjax.batch_norm`: accurate at any offset, and running statistics are used in float32
+    even when ``dtype`` is half precision (Flax casts them first: a variance over 65,504 becomes
+    infinite in float16).
+
+    Args:
+      num_features: number of features.
+      use_running_average: normalise by the running statistics; ``train()`` and ``eval()`` set it.
+      axis: the feature axis of ``x``: -1 for NHWC, 1 for NCHW.
+      momentum: weight of the old running value (``decay`` in the core; PyTorch's is
+        ``1 - momentum``). None averages all updates and adds a ``count``.
+      epsilon: added to the variance.
+      dtype: dtype of ``y``; by default the promotion of input, parameters and statistics.
+      param_dtype: dtype of ``scale`` and ``bias``.
+      use_bias, use_scale: whether there is a β, a γ.
+      bias_init, scale_init: their initialisers, zeros and ones.
+      axis_name: mapped axis or axes to merge statistics over (``shard_map``, ``nnx.vmap``).
+      axis_index_groups: groups of indices of that axis to merge separately.
+      use_fast_variance: accepted, without effect.
+      promote_dtype: applied to input and parameters if it is not Flax's own; what it makes of
+        the statistics is not used.
+      rngs: stream ``params`` for the initialisers.
+      bias_metadata, scale_metadata: passed on to ``nnx.Param``.
+      update_stats: False leaves the running statistics as they are, whatever normalises.
+      debias: correct the running statistics for their start; adds a ``count``.
+      ddof: 1 stores the sample variance, like PyTorch.
+      virtual_batch_size: ghost batch norm in training.
+      skip_nonfinite: a batch with infinite or NaN moments leaves the statistics as they were.
+      single_value: one value a feature in training: "warn", "error", "allow" or "running".
+
+    Raises:
+      ValueError: an option is illegal or shapes do not fit, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from bnjax.nnx import BatchNorm
+      >>> norm = BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
+      >>> y = norm(jnp.array([[1.0], [3.0]]))
+      >>> print(y.round(3).ravel(), norm.mean[...])
+      [-1.  1.] [0.2]
+
+    Source: Ioffe & Szegedy (2015), Algorithms 1 and 2. PyTorch stores the sample variance
+    (``ddof=1``) and calls the weight of the *new* value ``momentum``.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: int = -1,
+        momentum: float | None = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Any = initializers.zeros,
+        scale_init: Any = initializers.ones,
+        axis_name: Any = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        update_stats: bool = True,
+        debias: bool = False,
+        ddof: int = 0,
+        virtual_batch_size: int | None = None,
+        skip_nonfinite: bool = False,
+        single_value: SingleValue = "warn",
+    ):
+        def param(use, init, metadata):
+            if not use:
+                return nnx.data(None)
+            return nnx.Param(init(rngs.params(), (num_features,), param_dtype), **metadata)
+
+        self.mean = nnx.BatchStat(jnp.zeros((num_features,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((num_features,), jnp.float32))
+        if debias or momentum is None:
+            self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.scale = param(use_scale, scale_init, scale_metadata)
+        self.bias = param(use_bias, bias_init, bias_metadata)
+
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.update_stats = update_stats
+        self.debias = debias
+        self.ddof = ddof
+        self.virtual_batch_size = virtual_batch_size
+        self.skip_nonfinite = skip_nonfinite
+        self.single_value = single_value
+
+    def __call__(self, x, use_running_average: bool | None = None, *, mask=None) -> jax.Array:
+        """Normalise ``x`` and, in training, update the running statistics.
+
+        Args:
+          x: floating, complex or integer (then computed as float32), any shape.
+          use_running_average: takes precedence over the attribute.
+          mask: broadcastable to ``x``; True counts.
+
+        Returns:
+          ``y`` of the shape of ``x``.
+        """
+        use_running_average = first_from(
+            use_running_average,
+            self.use_running_average,
+            error_msg=(
+                "use_running_average is not set: call the layer with use_running_average=True or "
+                "False, give it to the constructor, use train() or eval() of the model, or "
+                "nnx.view(model, use_running_average=...)."
+            ),
+        )
+        stats = self._batch_stats()
+        x, scale, bias, dtype = self._promoted(jnp.asarray(x), stats)
+        y, new = batch_norm(
+            x,
+            scale,
+            bias,
+            stats,
+            train=not use_running_average,
+            decay=self.momentum,
+            epsilon=self.epsilon,
+            axis=self.axis,
+            mask=None if mask is None else jnp.asarray(mask, bool),
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            ddof=self.ddof,
+            debias=self.debias,
+            virtual_batch_size=self.virtual_batch_size,
+            update_stats=self.update_stats and not use_running_average,
+            skip_nonfinite=self.skip_nonfinite,
+            single_value=self.single_value,
+            unseen="allow",
+            dtype=dtype,
+        )
+        if new is not stats:
+            for name in ("mean", "var", "count"):
+                if hasattr(self, name):
+                    getattr(self, name)[...] = getattr(new, name)
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by ``nnx.view``.
+
+        Args:
+          use_running_average: normalise by the running statistics; None changes nothing.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def _batch_stats(self) -> BatchStats:
+        count = self.count[...] if hasattr(self, "count") else np.zeros((), np.int32)
+        return BatchStats(self.mean[...], self.var[...], count)
+
+    def _promoted(self, x, stats):
+        """Input and parameters, and the dtype of the output, by Flax's rules of promotion."""
+        scale, bias = (None if v is None else v[...] for v in (self.scale, self.bias))
+        if self.promote_dtype is not dtypes.promote_dtype:
+            arrays = (x, stats.mean, stats.var, scale, bias)
+            x, _, _, scale, bias = self.promote_dtype(arrays, dtype=self.dtype)
+        dtype = self.dtype or inexact_dtype(x, stats.mean, stats.var, scale, bias)
+        x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(dtype)
+        return x, scale, bias, dtype

@@ -1,0 +1,27 @@
+"""A strict climate for every test: eight CPU devices, no implicit promotion, no warnings."""
+
+import os
+
+# Before jax starts its backend, hence before anything imports it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A compilation may take seconds on a loaded machine: deadlines would test the machine.
+hypothesis.settings.register_profile("bnjax", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("bnjax")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
