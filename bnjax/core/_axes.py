@@ -52,16 +52,21 @@ def expand(features: jax.Array, shape: tuple[int, ...], kept: tuple[int, ...], n
 
     ``features`` has one entry a feature (``[shape[a] for a in kept]``) or is a scalar.
     """
-    want = tuple(shape[a] for a in kept)
     if features.ndim == 0:
         return features.reshape((1,) * len(shape))
-    if features.shape != want:
-        raise ValueError(
-            f"{name} has shape {features.shape}, but x of shape {shape} has features of shape "
-            f"{want} on the kept axes {kept}. Pass axis= to name the feature axes of x, or "
-            f"{name} of shape {want}."
-        )
+    check_features(features.shape, shape, kept, name)
     return features.reshape(tuple(n if a in kept else 1 for a, n in enumerate(shape)))
+
+
+def check_features(features: tuple[int, ...], shape: tuple[int, ...], kept, name: str) -> None:
+    """Raise ``ValueError`` unless ``features`` is the shape of ``shape`` on its ``kept`` axes."""
+    want = tuple(shape[a] for a in kept)
+    if features != want:
+        raise ValueError(
+            f"{name} has shape {features}, but x of shape {shape} has features of shape {want} on "
+            f"the kept axes {kept}. Name the feature axes of x with axis=, or give {name} of "
+            f"shape {want}."
+        )
 
 
 def check_inexact(x: jax.Array, name: str = "x") -> None:

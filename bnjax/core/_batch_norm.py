@@ -13,6 +13,7 @@ from jax.core import Tracer
 from bnjax.core._axes import (
     Axes,
     canonical_axes,
+    check_features,
     check_inexact,
     check_mask,
     compute_dtype,
@@ -153,11 +154,16 @@ def batch_norm(
     mask = check_mask(mask, x)
     kept = canonical_axes(axis, x.ndim, "axis")
     _check_options(epsilon, decay, ddof, virtual_batch_size, kept, single_value, unseen)
-    known_decay = decay is None or isinstance(decay, (int, float))
+    _check_switch("train", train)
+    _check_switch("update_stats", update_stats)
+    check_features(jnp.shape(batch_stats.mean), x.shape, kept, "batch_stats.mean")
+    check_features(jnp.shape(batch_stats.var), x.shape, kept, "batch_stats.var")
+    static_decay = decay if isinstance(decay, (int, float)) else None
+    traced_decay = decay if static_decay is None else None
     plan = _Plan(
         kept=kept,
         epsilon=epsilon,
-        decay=decay if known_decay else None,
+        decay=static_decay,
         ddof=ddof,
         debias=debias,
         virtual_batch_size=virtual_batch_size,
@@ -165,7 +171,6 @@ def batch_norm(
         sync=canonical_axis_name(axis_name, axis_index_groups),
         dtype=jnp.dtype(dtype or x.dtype),
     )
-    traced_decay = None if known_decay else decay
     update_stats = train if update_stats is None else update_stats
 
     if train and _values_a_feature(x.shape, plan) == 1:
@@ -258,6 +263,14 @@ def _check_options(epsilon, decay, ddof, virtual_batch_size, kept, single_value,
         raise ValueError(
             "virtual_batch_size cuts axis 0 into virtual batches, but axis keeps axis 0 as a "
             "feature axis. Move the batch to axis 0, or leave virtual_batch_size=None."
+        )
+
+
+def _check_switch(name, value):
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"{name} must be a Python bool, got a traced value: the two modes are two programs. "
+            f"Make it static, for example with jax.jit(..., static_argnames={name!r})."
         )
 
 

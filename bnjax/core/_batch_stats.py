@@ -158,7 +158,9 @@ def _update_weight(count, decay, debias, dtype):
     decay = jnp.asarray(decay, dtype)
     # expm1 keeps the digits of 1 - decay**(t + 1) for decay near 1, where the limit is 1/(t + 1).
     total = -jnp.expm1((t + 1) * jnp.log(decay))
-    return jnp.where(decay < 1, (1 - decay) / jnp.where(decay < 1, total, 1), 1 / (t + 1))
+    weight = jnp.where(decay < 1, (1 - decay) / jnp.where(decay < 1, total, 1), 1 / (t + 1))
+    # Exactly 1 at first: a rounding error here would leave a trace of the initial variance.
+    return jnp.where(t == 0, 1, weight)
 
 
 def check_decay(decay) -> None:

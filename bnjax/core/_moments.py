@@ -240,12 +240,12 @@ def statistics_tangent(x, mask, stats: Statistics, dx, axes, sync: Sync) -> Stat
     elementwise pass; one collective each way.
     """
     dx = _where(mask, dx)
-    sums = jnp.stack(
-        [_sum(dx, axes), _sum(_inner(_where(mask, x - stats.mean), dx), axes).astype(dx.dtype)]
-    )
+    cov = _sum(_inner(_where(mask, x - stats.mean), dx), axes).astype(dx.dtype)
+    sums = jnp.stack([_sum(dx, axes), cov])
     if sync.axis_name:
         sums = lax.psum(sums, sync.axis_name, axis_index_groups=sync.axis_index_groups)
-    dmean, cov = sums * _reciprocal(stats.count).astype(dx.dtype)
+    weight = _reciprocal(stats.count).astype(dx.dtype)
+    dmean, cov = sums[0] * weight, sums[1] * weight
     dvar = 2 * (_real(cov) - _inner(stats.mean_lo, dmean))
     return Statistics(jnp.zeros_like(stats.count), dmean, jnp.zeros_like(stats.mean_lo), dvar)
 

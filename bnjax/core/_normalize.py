@@ -137,23 +137,26 @@ def affine(x, mask, mean, inv_std, scale, bias, dtype):
 def _affine_jvp(dtype, primals, tangents):
     def tangent(x, mask, mean, inv_std, scale, tangents):
         dx, _, dmean, dinv_std, dscale, dbias = tangents
-        dx = keep_valid(dx.astype(mean.dtype), x, mask)
-        centred = centre(x, mean, mask)
-        dy = affine_tangent(centred, None, inv_std, scale, dx, dmean, dinv_std, dscale, dbias)
+        dx, centred, live = dx.astype(mean.dtype), centre(x, mean, mask), live_entries(x, mask)
+        dy = affine_tangent(centred, None, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live)
         return dy.astype(dtype)
 
     *inputs, bias = primals
     return affine(*inputs, bias, dtype), remember_inputs(tangent)(*inputs, tangents)
 
 
+def live_entries(x, mask):
+    """Which entries the output depends on: all (None) but those masked and not finite."""
+    return None if mask is None else mask | jnp.isfinite(x)
+
+
 def centre(x, mean, mask):
-    """``x - mean`` in the dtype of ``mean``; 0 where a masked entry is not finite."""
-    return keep_valid(x.astype(mean.dtype) - mean, x, mask)
+    """``x - mean`` in the dtype of ``mean``; the constant 0 where an entry is not live."""
+    return _where(live_entries(x, mask), x.astype(mean.dtype) - mean)
 
 
-def keep_valid(v, x, mask):
-    """``v``, but 0 where ``x`` is masked and not finite, so that no product turns NaN there."""
-    return v if mask is None else jnp.where(mask | jnp.isfinite(x), v, 0)
+def _where(live, v):
+    return v if live is None else jnp.where(live, v, 0)
 
 
 def affine_of(centred, mean_lo, inv_std, scale, bias):
@@ -166,14 +169,15 @@ def affine_of(centred, mean_lo, inv_std, scale, bias):
     return y if shift is None else y + shift
 
 
-def affine_tangent(centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale, dbias):
+def affine_tangent(centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live):
     r"""Tangent of :func:`affine_of`, through two vectors and no reduction of its own.
 
     .. math::
         \dot y = g\,\dot x + (x - \mu)\,\dot g + u, \qquad
         u = \dot\beta - g\,\dot\mu - \mu_{lo}\,\dot g, \qquad g = \gamma / \sigma
 
-    Its transpose needs :math:`\sum \bar y` and :math:`\sum \bar y (x - \mu)`, which one fused
+    An entry that is not ``live`` is the constant ``bias``: its tangent is that of ``bias`` alone.
+    The transpose needs :math:`\sum \bar y` and :math:`\sum \bar y (x - \mu)`, which one fused
     read of ``x`` and the cotangent gives, and one elementwise pass.
     """
     dtype = centred.dtype
@@ -181,12 +185,12 @@ def affine_tangent(centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale
     dgain = gain_of(dinv_std, scale).astype(dtype)
     if scale is not None:
         dgain = dgain + inv_std.astype(dtype) * dscale
-    u = -gain * dmean
-    if dbias is not None:
-        u = u + dbias
-    if mean_lo is not None:
-        u = u - mean_lo * dgain
-    return gain * dx + centred * dgain + u
+    u = -gain * dmean if mean_lo is None else -gain * dmean - mean_lo * dgain
+    if live is None:
+        u = u if dbias is None else u + dbias
+        return gain * dx + centred * dgain + u
+    dy = _where(live, gain * dx + centred * dgain + u)
+    return dy if dbias is None else dy + dbias
 
 
 def gain_of(inv_std, scale):

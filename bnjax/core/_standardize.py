@@ -18,7 +18,7 @@ from bnjax.core._moments import (
     remember_inputs,
     statistics_tangent,
 )
-from bnjax.core._normalize import affine_of, affine_tangent, centre, inverse_std, keep_valid
+from bnjax.core._normalize import affine_of, affine_tangent, centre, inverse_std, live_entries
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6, 7))
@@ -45,10 +45,10 @@ def _standardize_jvp(axes, epsilon, dtype, sync, primals, tangents):
         inv_std, dinv_std = jax.jvp(
             lambda var: inverse_std(var, epsilon, stats.count), (stats.var,), (dstats.var,)
         )
-        centred, dx = centre(x, stats.mean, mask), keep_valid(dx, x, mask)
         dy = affine_tangent(
-            centred, stats.mean_lo, inv_std, scale, dx, dstats.mean, dinv_std, dscale, dbias
-        )
+            centre(x, stats.mean, mask), stats.mean_lo, inv_std, scale,
+            dx, dstats.mean, dinv_std, dscale, dbias, live_entries(x, mask),
+        )  # fmt: skip
         return dy.astype(dtype), dstats
 
     x, mask, scale, _ = primals

@@ -131,7 +131,7 @@ class BatchNorm(nnx.Module):
         self.ddof = ddof
         self.virtual_batch_size = virtual_batch_size
         self.skip_nonfinite = skip_nonfinite
-        self.single_value = single_value
+        self.single_value: SingleValue = single_value
 
     def __call__(self, x, use_running_average: bool | None = None, *, mask=None) -> jax.Array:
         """Normalise ``x`` and, in training, update the running statistics.

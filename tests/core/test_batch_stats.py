@@ -1,0 +1,130 @@
+"""The state: what it starts from and how it moves."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnjax
+from bnjax import testing
+
+BATCH = bnjax.moments(jnp.array([[1.0, -2.0], [3.0, 4.0], [8.0, 1.0]]), 0)
+
+
+@hypothesis.given(
+    st.one_of(st.none(), st.floats(0, 1)), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 9)
+)
+def test_updates_match_the_oracle(decay, ddof, debias, steps):
+    stats, want = bnjax.init_batch_stats(2), (np.zeros(2), np.ones(2), 0)
+    mean, var, n = np.asarray(BATCH.mean, float), np.asarray(BATCH.var(ddof), float), 3
+    for _ in range(steps):
+        stats = bnjax.update_batch_stats(stats, BATCH, decay=decay, ddof=ddof, debias=debias)
+        want = testing.update_batch_stats(
+            *want, mean, np.asarray(BATCH.var(), float), n, decay=decay, ddof=ddof, debias=debias
+        )
+    np.testing.assert_allclose(stats.mean, want[0], rtol=2e-5)
+    np.testing.assert_allclose(stats.var, want[1], rtol=2e-5)
+    assert stats.count == steps
+    if debias or decay is None:
+        np.testing.assert_allclose(stats.var, var, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", range(1, 6))
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("options", [{"decay": 0.99, "debias": True}, {"decay": None}])
+def test_identical_batches_evaluate_to_the_batch_itself(steps, scale, options):
+    # equinox mode="batch": debiased as if from 0 while the variance starts at 1.
+    batch = bnjax.moments(jnp.array([[1.0], [2.0], [4.0]]) * scale, 0)
+    stats = bnjax.init_batch_stats(1)
+    for _ in range(steps):
+        stats = bnjax.update_batch_stats(stats, batch, **options)
+    np.testing.assert_allclose(stats.mean, batch.mean, rtol=1e-6)
+    np.testing.assert_allclose(stats.var, batch.var(), rtol=1e-6)
+
+
+def test_cumulative_average_weighs_all_updates_alike():
+    batches = np.random.default_rng(0).normal(2, 3, (7, 50, 2)).astype(np.float32)
+    stats = bnjax.init_batch_stats(2)
+    for batch in batches:
+        stats = bnjax.update_batch_stats(stats, bnjax.moments(batch, 0), decay=None)
+    np.testing.assert_allclose(stats.mean, batches.mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(stats.var, batches.var(1).mean(0), rtol=1e-5)
+
+
+def test_debiasing_is_the_weighted_average_of_the_batches_seen():
+    rng, decay = np.random.default_rng(1), 0.8
+    means = rng.normal(size=5)
+    stats = bnjax.init_batch_stats(1)
+    for m in means:
+        batch = bnjax.Moments(jnp.array(4.0), jnp.array([m], jnp.float32), jnp.array([m * m]))
+        stats = bnjax.update_batch_stats(stats, batch, decay=decay, debias=True)
+    weights = decay ** np.arange(4, -1, -1)
+    np.testing.assert_allclose(stats.mean, [weights @ means / weights.sum()], rtol=1e-5)
+
+
+def test_no_data_no_update():
+    empty = bnjax.moments(jnp.full((3, 2), jnp.nan), 0, mask=np.zeros((3, 1), bool))
+    start = bnjax.BatchStats(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]), jnp.array(5))
+    after = bnjax.update_batch_stats(start, empty)
+    jax.tree.map(np.testing.assert_array_equal, after, start)
+    one = bnjax.moments(jnp.ones((1, 2)), 0)
+    after = bnjax.update_batch_stats(start, one, ddof=1)  # no sample variance of one value
+    jax.tree.map(np.testing.assert_array_equal, after, start)
+
+
+def test_a_feature_without_data_keeps_its_statistics():
+    mask = np.array([[True, False], [True, False]])
+    some = bnjax.moments(jnp.array([[1.0, jnp.nan], [3.0, jnp.nan]]), 0, mask=mask)
+    after = bnjax.update_batch_stats(bnjax.init_batch_stats(2), some, decay=0.5)
+    np.testing.assert_array_equal(after.mean, [1.0, 0.0])
+    np.testing.assert_array_equal(after.var, [1.0, 1.0])
+    assert after.count == 1
+
+
+def test_skip_nonfinite_is_a_choice():
+    # pytorch#115500, pytorch#88474: one NaN batch poisons the running statistics for good.
+    start = bnjax.init_batch_stats(2)
+    for bad in (jnp.nan, jnp.inf):
+        batch = bnjax.moments(jnp.array([[bad, 1.0], [1.0, 2.0]]), 0)
+        kept = bnjax.update_batch_stats(start, batch, skip_nonfinite=True)
+        jax.tree.map(np.testing.assert_array_equal, kept, start)
+        assert not np.isfinite(bnjax.update_batch_stats(start, batch).var[0])
+
+
+def test_decay_may_be_traced_and_agrees_with_a_static_one():
+    start = bnjax.init_batch_stats(2)
+    traced = jax.jit(lambda d: bnjax.update_batch_stats(start, BATCH, decay=d, debias=True))(0.9)
+    static = bnjax.update_batch_stats(start, BATCH, decay=0.9, debias=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), traced, static)
+
+
+def test_state_keeps_its_dtypes_through_a_scan():
+    x = jnp.ones((4, 6, 3), jnp.bfloat16)
+    step = lambda s, b: (bnjax.update_batch_stats(s, bnjax.moments(b, 0)), None)  # noqa: E731
+    stats, _ = jax.lax.scan(step, bnjax.init_batch_stats(3), x)
+    assert (stats.mean.dtype, stats.count.dtype, int(stats.count)) == (jnp.float32, jnp.int32, 4)
+
+
+def test_update_is_differentiable():
+    def loss(x):
+        stats = bnjax.update_batch_stats(bnjax.init_batch_stats(1), bnjax.moments(x, 0), decay=0.9)
+        return stats.mean.sum()
+
+    np.testing.assert_allclose(jax.grad(loss)(jnp.ones((4, 1))), np.full((4, 1), 0.025), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: bnjax.update_batch_stats(bnjax.init_batch_stats(2), BATCH, decay=1.1), "decay"),
+        (lambda: bnjax.update_batch_stats(bnjax.init_batch_stats(2), BATCH, decay=-0.1), "decay"),
+        (lambda: bnjax.update_batch_stats(bnjax.init_batch_stats(2), BATCH, ddof=2), "ddof"),
+        (lambda: bnjax.init_batch_stats(-1), "num_features"),
+        (lambda: bnjax.init_batch_stats(2, jnp.float16), "half precision"),
+    ],
+)
+def test_bad_options_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
