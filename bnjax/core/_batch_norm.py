@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from bnjax.core._axes import (
@@ -302,8 +303,8 @@ def _report_single_value(single_value, shape, axis):
 
 
 def _warn_if_unseen(batch_stats: BatchStats):
-    count = batch_stats.count
-    if not isinstance(count, Tracer) and jnp.all(count == 0):
+    # NumPy: under a trace, jax.numpy would make a tracer even of a count that is known.
+    if not isinstance(batch_stats.count, Tracer) and np.all(np.asarray(batch_stats.count) == 0):
         warnings.warn(
             "batch_stats.count is 0: these running statistics have never been updated, so x is "
             "normalised by mean 0 and variance 1. Keep the batch_stats that training returns; "

@@ -23,9 +23,9 @@ class BatchStats(NamedTuple):
 
     Example:
       >>> import bnjax
-      >>> bnjax.init_batch_stats(2)
-      BatchStats(mean=Array([0., 0.], dtype=float32), var=Array([1., 1.], dtype=float32), \
-count=Array(0, dtype=int32))
+      >>> stats = bnjax.init_batch_stats(2)
+      >>> print(stats.mean, stats.var, stats.count)
+      [0. 0.] [1. 1.] 0
 
     Source: Ioffe & Szegedy (2015), Algorithm 2, lines 8-11. PyTorch's ``running_mean``,
     ``running_var`` and ``num_batches_tracked``; Flax has the first two and no count.
@@ -116,9 +116,9 @@ def update_batch_stats(
       >>> import jax.numpy as jnp, bnjax
       >>> batch = bnjax.moments(jnp.array([[1.0], [3.0]]), axes=0)
       >>> stats = bnjax.init_batch_stats(1)
-      >>> print(bnjax.update_batch_stats(stats, batch, decay=0.9))
-      BatchStats(mean=Array([0.2], dtype=float32), var=Array([1.], dtype=float32), \
-count=Array(1, dtype=int32))
+      >>> after = bnjax.update_batch_stats(stats, batch, decay=0.9)
+      >>> print(after.mean, after.var, after.count)
+      [0.2] [1.] 1
       >>> print(bnjax.update_batch_stats(stats, batch, decay=0.9, debias=True).mean)
       [2.]
 

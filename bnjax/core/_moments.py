@@ -127,7 +127,7 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
       >>> import jax.numpy as jnp, bnjax
       >>> m = bnjax.moments(jnp.array([1e6 + 1, 1e6 + 2, 1e6 + 3]), axes=0)
       >>> print(m.count, m.mean, m.m2)
-      3.0 1000002.0 2.0
+      3.0 1.000002e+06 2.0
 
     Source: Chan, Golub & LeVeque (1983), corrected two-pass algorithm, eq. 1.7. PyTorch uses
     Welford's update, Flax by default the difference of squares, which is 100 % off at an

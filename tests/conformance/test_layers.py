@@ -1,0 +1,148 @@
+"""One exam for every layer: each transformation of JAX, in train and evaluation mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from bnjax import testing
+from bnjax.testing import LAYERS
+
+
+@pytest.fixture(params=LAYERS, ids=repr)
+def layer(request):
+    if request.param.needs:
+        pytest.importorskip(request.param.needs)
+    return request.param
+
+
+@pytest.fixture(params=[True, False], ids=["train", "eval"])
+def train(request):
+    return request.param
+
+
+def data(layer, dtype=jnp.float32):
+    x = np.random.default_rng(0).normal(2, 3, layer.input_shape)
+    return jnp.asarray(x, dtype)
+
+
+def setup(layer, dtype=jnp.float32):
+    x = data(layer, dtype)
+    return x, layer.init(jax.random.key(0), x)
+
+
+def close(got, want, rtol=2e-6):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=rtol, atol=rtol), got, want)
+
+
+def test_values_match_the_oracle_eager_and_under_jit(layer, train):
+    x, variables = setup(layer)
+    want = layer.reference(variables, np.asarray(x), train)
+    y, state = layer.apply(variables, x, train)
+    assert testing.relative_error(y, want) < 1e-6
+    close(jax.jit(layer.apply, static_argnums=2)(variables, x, train), (y, state))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_matches_the_oracle_on_the_rounded_input(layer, train, dtype):
+    x, variables = setup(layer, dtype)
+    y, _ = layer.apply(variables, x, train)
+    want = layer.reference(variables, np.asarray(x, np.float64), train)
+    got = np.asarray(y.astype(jnp.float32), np.float64)
+    assert testing.relative_error(got, want) < float(jnp.finfo(dtype).eps)
+
+
+def test_float64(layer, train, x64):
+    x, variables = setup(layer, jnp.float64)
+    variables = jax.tree.map(
+        lambda v: v.astype(jnp.float64) if v.dtype == jnp.float32 else v, variables
+    )
+    y, _ = layer.apply(variables, x, train)
+    assert y.dtype == jnp.float64
+    assert testing.relative_error(y, layer.reference(variables, np.asarray(x), train)) < 1e-13
+
+
+def test_only_training_moves_the_state(layer, train):
+    x, variables = setup(layer)
+    _, after = layer.apply(variables, x, train)
+    assert jax.tree.structure(after) == jax.tree.structure(variables)
+    same = [
+        bool(jnp.all(a == b))
+        for a, b in zip(
+            jax.tree.leaves(after["batch_stats"]),
+            jax.tree.leaves(variables["batch_stats"]),
+            strict=True,
+        )
+    ]
+    assert not any(same) if train and same else all(same)
+    close(after["params"], variables["params"], rtol=0)
+
+
+def test_gradients_of_the_input_and_the_parameters(layer, train, x64):
+    x, variables = setup(layer, jnp.float64)
+
+    def fn(x, params):
+        return layer.apply({**variables, "params": params}, x, train)[0]
+
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), variables["params"])
+    check_grads(jax.jit(fn), (x, params), order=1, modes=("fwd", "rev"))
+
+
+def test_vmap_is_a_loop(layer, train):
+    x, variables = setup(layer)
+    xs = jnp.stack([x, 2 * x + 1, -x])
+    fn = lambda x: layer.apply(variables, x, train)  # noqa: E731
+    want = jax.tree.map(lambda *v: jnp.stack(v), *[fn(x) for x in xs])
+    close(jax.vmap(fn)(xs), want)
+
+
+def test_scan_is_a_loop(layer, train):
+    x, variables = setup(layer)
+    xs = jnp.stack([x, 2 * x + 1, -x])
+
+    def step(variables, x):
+        y, variables = layer.apply(variables, x, train)
+        return variables, y
+
+    state, ys = jax.lax.scan(step, variables, xs)
+    want = []
+    for x in xs:
+        variables, y = step(variables, x)
+        want.append(y)
+    close((state, ys), (variables, jnp.stack(want)))
+
+
+def test_remat_changes_nothing(layer, train):
+    x, variables = setup(layer)
+    loss = lambda x: jnp.sum(jnp.sin(layer.apply(variables, x, train)[0]))  # noqa: E731
+    close(jax.grad(jax.checkpoint(loss))(x), jax.grad(loss)(x), rtol=1e-5)
+
+
+def test_eval_shape_agrees(layer, train):
+    x, variables = setup(layer)
+    abstract = jax.eval_shape(lambda v, x: layer.apply(v, x, train), variables, x)
+    concrete = layer.apply(variables, x, train)
+    jax.tree.map(lambda a, c: (a.shape, a.dtype) == (c.shape, c.dtype) or 1 / 0, abstract, concrete)
+
+
+def test_no_second_trace(layer, train):
+    x, variables = setup(layer)
+    traces = []
+
+    @jax.jit
+    def step(variables, x):
+        traces.append(1)
+        return layer.apply(variables, x, train)[1]
+
+    for _ in range(3):
+        variables = step(variables, x)
+    assert len(traces) == 1
+
+
+def test_plain_jit_over_a_sharded_batch_equals_one_device(layer, train):
+    x, variables = setup(layer)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+    fn = jax.jit(layer.apply, static_argnums=2)
+    close(fn(variables, sharded, train), fn(variables, x, train))

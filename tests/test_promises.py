@@ -1,0 +1,61 @@
+"""Promises of the package: light import, documented names, examples that run."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import bnjax
+
+HEAVY = ("flax", "torch", "matplotlib", "orbax", "optax", "rich", "sklearn", "keras")
+PACKAGES = ["bnjax", "bnjax.linen", "bnjax.nnx", "bnjax.testing"]
+
+
+@pytest.mark.parametrize("module", ["bnjax", "bnjax.core", "bnjax.testing"])
+def test_importing_stays_light(module):
+    code = f"import {module}, sys; print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == ""
+
+
+def public_objects():
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            if name != "LAYERS":
+                yield f"{package}.{name}", getattr(module, name)
+
+
+PUBLIC = dict(public_objects())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_documented(name):
+    thing = PUBLIC[name]
+    doc = inspect.getdoc(thing) or ""
+    assert doc, name
+    if name.startswith("bnjax.testing"):
+        return
+    assert "Example:" in doc and ">>>" in doc, f"{name} has no example"
+    assert "Source:" in doc, f"{name} does not name its source"
+
+
+def modules():
+    for info in pkgutil.walk_packages(bnjax.__path__, "bnjax."):
+        yield info.name
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_examples_in_docstrings_run(name):
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, verbose=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+def test_every_module_says_what_it_is():
+    for name in ("bnjax", *modules()):
+        assert importlib.import_module(name).__doc__, name
