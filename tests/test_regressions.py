@@ -1,0 +1,214 @@
+"""Faults that users reported against other libraries. Each test carries its source's name.
+
+Those already tested where they belong are listed at the end with the test that covers them.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnjax
+from bnjax import linen, testing
+
+
+def normalise(x, **options):
+    stats = bnjax.init_batch_stats(x.shape[-1])
+    return bnjax.batch_norm(x, None, None, stats, train=True, decay=0.0, **options)
+
+
+# --- Numerics -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [1e1, 1e3, 1e5, 1e6])
+def test_flax_1491_variance_is_never_negative_nor_nan(offset):
+    x = jnp.asarray(np.random.default_rng(0).normal(offset, 1, (513, 4)), jnp.float32)
+    _, stats = normalise(x)
+    np.testing.assert_allclose(stats.var, np.asarray(x, np.float64).var(0), rtol=1e-5)
+
+
+def test_jax_30426_gradients_of_nearly_constant_features_are_not_huge():
+    x = (np.random.default_rng(1).normal(size=(257, 2)) * 1e-3 + 1e3).astype(np.float32)
+    dy = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
+    _, pullback = jax.vjp(lambda x: normalise(x)[0], x)
+    want, *_ = testing.batch_norm_backward(dy, testing.batch_norm_forward(x, None, None).cache)
+    assert testing.relative_error(pullback(dy)[0], want) < 1e-5
+
+
+def test_tensorflow_118701_an_outlier_as_the_first_example():
+    x = np.random.default_rng(3).normal(size=(1000, 2)).astype(np.float32)
+    x[0] = 1e5
+    assert (
+        testing.relative_error(normalise(x)[0], testing.batch_norm_forward(x, None, None).y) < 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mean", "std"),
+    [(jnp.float16, 300, 1), (jnp.float16, 3e4, 1e3), (jnp.bfloat16, 5, 0.1)],
+)
+def test_haiku_396_flax_612_tt_metal_45968_half_precision_statistics(dtype, mean, std):
+    x = jnp.asarray(np.random.default_rng(4).normal(mean, std, (4096, 3)), dtype)
+    exact = np.asarray(x.astype(jnp.float32), np.float64)
+    y, stats = normalise(x)
+    want = testing.batch_norm_forward(exact, None, None)
+    np.testing.assert_allclose(stats.mean, want.mean, rtol=1e-6)
+    np.testing.assert_allclose(stats.var, want.var, rtol=1e-5)
+    y = np.asarray(y.astype(jnp.float32), np.float64)
+    assert testing.relative_error(y, want.y) < float(jnp.finfo(dtype).eps)
+
+
+def test_flax_nnx_running_variance_beyond_float16():
+    x = jnp.full((2, 1), 2000.0, jnp.float16)
+    stats = bnjax.BatchStats(jnp.array([1000.0]), jnp.array([1e6]), jnp.array(1))
+    y, _ = bnjax.batch_norm(x, None, None, stats, train=False)
+    np.testing.assert_allclose(y.astype(jnp.float32), 1.0, rtol=1e-3)
+
+
+def test_pytorch_115500_pytorch_88474_a_nan_batch_does_not_poison_for_good():
+    good = jnp.asarray(np.random.default_rng(5).normal(size=(16, 2)), jnp.float32)
+    stats = bnjax.init_batch_stats(2)
+    for batch in (good, good.at[3].set(jnp.nan), good.at[3].set(jnp.inf), good):
+        _, stats = bnjax.batch_norm(batch, None, None, stats, train=True, skip_nonfinite=True)
+    assert stats.count == 2 and all(np.isfinite(leaf).all() for leaf in stats)
+
+
+def test_pytorch_22192_statistics_of_long_reductions():
+    # torch's CPU kernel is 11 % off at 33 million elements a channel.
+    x = np.full((2**25, 1), 3.0, np.float32)
+    x[::2] = 1.0
+    _, stats = normalise(jnp.asarray(x))
+    np.testing.assert_allclose(stats.mean, [2.0], rtol=1e-5)
+    np.testing.assert_allclose(stats.var, [1.0], rtol=1e-5)
+
+
+# --- Running statistics -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_equinox_batch_mode_debiases_the_variance_from_its_own_start(steps):
+    x = np.random.default_rng(6).normal(3, 0.1, (64, 2)).astype(np.float32)
+    stats = bnjax.init_batch_stats(2)
+    for _ in range(steps):
+        _, stats = bnjax.batch_norm(x, None, None, stats, train=True, debias=True)
+    np.testing.assert_allclose(stats.var, x.astype(np.float64).var(0), rtol=1e-5)
+
+
+def test_flax_1489_flax_2279_flax_3982_a_forgotten_update_is_noticed():
+    x, stats = jnp.ones((4, 2)) * 100, bnjax.init_batch_stats(2)
+    bnjax.batch_norm(x, None, None, stats, train=True)  # the new state is dropped
+    with pytest.warns(UserWarning, match="never been updated"):
+        bnjax.batch_norm(x, None, None, stats, train=False)
+    evaluate = jax.jit(lambda s: bnjax.batch_norm(x, None, None, s, train=False, unseen="nan")[0])
+    assert np.isnan(evaluate(stats)).all()
+    module = linen.BatchNorm()
+    variables = module.init(jax.random.key(0), x, use_running_average=False)
+    with pytest.raises(Exception, match="immutable"):
+        module.apply(variables, x, use_running_average=False)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("update", [True, False])
+def test_algorithmic_efficiency_798_pytorch_66073_two_switches(train, update):
+    x = jnp.asarray(np.random.default_rng(7).normal(5, 2, (32, 2)), jnp.float32)
+    stats = bnjax.init_batch_stats(2)._replace(count=jnp.array(1))
+    y, after = bnjax.batch_norm(x, None, None, stats, train=train, update_stats=update)
+    assert bool(jnp.all(jnp.abs(y.mean(0)) < 1e-5)) == train
+    assert (int(after.count) == 2) == update
+
+
+def test_pytorch_96136_sam_17_one_update_from_several_forward_passes():
+    x = jnp.asarray(np.random.default_rng(8).normal(size=(32, 2)), jnp.float32)
+    stats = bnjax.init_batch_stats(2)
+    _, first = bnjax.batch_norm(x, None, None, stats, train=True)
+    y, second = bnjax.batch_norm(x + 1, None, None, first, train=True, update_stats=False)
+    assert second is first and first.count == 1
+    np.testing.assert_allclose(y.mean(0), 0, atol=1e-6)
+
+
+def test_keras_10666_early_evaluation_is_useful_when_debiased():
+    x = jnp.asarray(np.random.default_rng(9).normal(50, 3, (64, 2)), jnp.float32)
+    _, stats = bnjax.batch_norm(
+        x, None, None, bnjax.init_batch_stats(2), train=True, decay=0.99, debias=True
+    )
+    y, _ = bnjax.batch_norm(x, None, None, stats, train=False)
+    np.testing.assert_allclose(y.std(0), 1, rtol=1e-3)
+    np.testing.assert_allclose(y.mean(0), 0, atol=1e-3)
+
+
+def test_scvi_tools_2309_transformers_19454_decay_is_the_weight_of_the_old_value():
+    x = jnp.array([[10.0], [20.0]])
+    _, stats = bnjax.batch_norm(x, None, None, bnjax.init_batch_stats(1), train=True, decay=0.9)
+    np.testing.assert_allclose(stats.mean, [0.1 * 15], rtol=1e-6)
+    with pytest.raises(ValueError, match="PyTorch"):
+        bnjax.batch_norm(x, None, None, bnjax.init_batch_stats(1), train=True, decay=-0.1)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_pytorch_19902_mlx_3817_population_or_sample_variance_is_a_choice(ddof):
+    x = np.random.default_rng(10).normal(size=(5, 2)).astype(np.float32)
+    y, stats = normalise(jnp.asarray(x), ddof=ddof)
+    np.testing.assert_allclose(stats.var, x.var(0, ddof=ddof), rtol=1e-5)
+    np.testing.assert_allclose(y, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), rtol=1e-4)
+
+
+# --- Masks and transformations --------------------------------------------------------------------
+
+
+def test_keras_19848_a_broadcast_mask_counts_elements_of_x():
+    x = np.random.default_rng(11).normal(size=(4, 6, 3)).astype(np.float32)
+    mask = np.array([True, True, False, True]).reshape(4, 1, 1)
+    got = bnjax.moments(x, (0, 1), mask=mask)
+    assert got.count == 18
+    np.testing.assert_allclose(got.mean, x[[0, 1, 3]].mean((0, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_jax_21855_gradients_under_shard_map_are_summed_once(checked):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rng = np.random.default_rng(12)
+    x = (rng.normal(size=(32, 3)) + 100).astype(np.float32)
+    weights = rng.normal(size=x.shape).astype(np.float32)
+    scale, bias = rng.normal(size=(2, 3)).astype(np.float32)
+    stats = bnjax.init_batch_stats(3)
+
+    def layer(x, scale, bias, axis_name=None):
+        return bnjax.batch_norm(x, scale, bias, stats, train=True, axis_name=axis_name)
+
+    sharded = jax.shard_map(
+        lambda *args: layer(*args, axis_name="data"),
+        mesh=mesh,
+        in_specs=(jax.P("data"), jax.P(), jax.P()),
+        out_specs=(jax.P("data"), jax.P()),
+        check_vma=checked,
+    )
+    for mapped, plain in zip(sharded(x, scale, bias), layer(x, scale, bias), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), mapped, plain)
+
+    def grads(fn):
+        return jax.grad(lambda *args: jnp.sum(weights * fn(*args)[0]), argnums=(0, 1, 2))(
+            x, scale, bias
+        )
+
+    for mapped, plain in zip(grads(sharded), grads(layer), strict=True):
+        assert testing.relative_error(mapped, plain) < 1e-6
+
+
+COVERED_ELSEWHERE = {
+    "constant features": "tests.core.test_batch_norm:"
+    "test_constant_features_give_exactly_bias_and_finite_gradients",
+    "pytorch#196699, pytorch#61222": "tests.core.test_standardize:"
+    "test_nested_modes_agree_with_finite_differences",
+    "flax#4760, flax#4061, flax#4734": "tests.nnx.test_batch_norm:"
+    "test_vmap_scan_eval_shape_jit_and_grad",
+    "pytorch#4534, tensorflow#34062": "tests.core.test_batch_norm:"
+    "test_one_value_a_feature_must_be_a_choice",
+    "tabnet#384": "tests.core.test_standardize:test_virtual_batches_spread_the_remainder",
+    "keras#15790": "tests.core.test_standardize:test_virtual_batches_are_not_applied_in_evaluation",
+}
+
+
+@pytest.mark.parametrize("source", COVERED_ELSEWHERE)
+def test_what_is_covered_elsewhere_exists(source):
+    module, _, name = COVERED_ELSEWHERE[source].partition(":")
+    assert hasattr(pytest.importorskip(module), name)
