@@ -1,0 +1,60 @@
+"""Dispatches the commands, and turns what goes wrong into one line and an exit code.
+
+* 0: done
+* 2: the user asked for something that cannot be done; nothing was written
+* 130: stopped with Ctrl-C; nothing was written
+"""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.common.errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+EXTRAS = ("matplotlib", "pooch", "rich", "sklearn", "scipy", "tyro")  # of bnjax[experiments]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command line (default: that of the process) and returns its exit code."""
+    try:
+        _dispatch(args)
+    except UserError as error:
+        print("error:", *str(error).split(), file=sys.stderr)  # one line, whatever paths hold
+        return USER_ERROR
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        print(f"error: {error.name} is missing; pip install 'bnjax[experiments]'", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _dispatch(args: Sequence[str] | None) -> None:
+    # Imports wait until here, so that Ctrl-C during a slow one is caught as well.
+    from experiments import options
+
+    command = options.parse(args)
+    if isinstance(command, options.List):
+        _list()
+        return
+    from experiments import runner
+
+    if isinstance(command, options.Run):
+        runner.run(command)
+    else:
+        runner.redraw(command.folder)
+
+
+def _list() -> None:
+    from rich.table import Table
+
+    from experiments.common.progress import make_console
+    from experiments.registry import EXPERIMENTS
+
+    table = Table("name", "claim", "source")
+    for experiment in EXPERIMENTS:
+        table.add_row(experiment.name, experiment.claim, experiment.source)
+    make_console().print(table)

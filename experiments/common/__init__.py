@@ -1,0 +1,1 @@
+"""What the experiments share: data, models, the training loop, records, claims and plots."""

@@ -1,0 +1,65 @@
+"""Tests a claim on numbers paired by seed, and says how it came out.
+
+The two networks of a pair share first weights and mini-batches, so their difference is taken seed
+by seed, and the mean difference has a t-interval of n - 1 degrees of freedom::
+
+    d_s = better for the claim if positive,     mean(d) +- t(0.975, n - 1) std(d) / sqrt(n)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+HOLDS = "holds"
+IN_PART = "holds in part"
+FAILS = "does not hold here"
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over seeds with its t-interval; `low` and `high` are NaN for a single seed."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Claim(NamedTuple):
+    """A row of the closing table, and of summary.json."""
+
+    claim: str
+    paper: str  # what the paper reports
+    found: str  # what was found here, in words
+    verdict: str  # HOLDS, IN_PART or FAILS
+    test: str  # the rule that made the verdict
+    numbers: dict[str, float | list[float]]  # what the rule was given
+
+
+def paired_interval(differences: Sequence[float] | np.ndarray) -> Interval:
+    """Mean of `differences` (seeds,) and its 95 % t-interval."""
+    from scipy.special import stdtrit  # quantile of Student's t
+
+    values = np.asarray(differences, np.float64)
+    mean, n = float(values.mean()), len(values)
+    if n == 1:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half)
+
+
+def verdict(interval: Interval) -> str:
+    """HOLDS if the whole interval is above 0, IN_PART if only the mean is, else FAILS.
+
+    A single seed has no interval, so it can support a claim in part at most. A run that diverged
+    makes the mean NaN, which supports nothing.
+    """
+    if interval.low > 0:
+        return HOLDS
+    return IN_PART if interval.mean > 0 else FAILS
+
+
+VERDICT_RULE = (
+    "holds: the 95 % t-interval over seeds lies above 0; in part: only the mean does; "
+    "does not hold here: neither"
+)

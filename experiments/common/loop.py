@@ -1,0 +1,161 @@
+"""The training loop: one step, a chunk of steps inside `jit`, and several seeds side by side.
+
+Data and weights stay on the device. A chunk of steps is one `lax.scan`, and all seeds are trained
+together under `vmap`, so the host is asked once per evaluation and never per step.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.training import train_state
+
+from experiments.common.data import Dataset
+
+Batch = tuple[jax.Array, jax.Array]  # images (batch, pixels), labels (batch,)
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(train_state.TrainState):
+    """Weights, optimizer state and the running statistics of batch norm."""
+
+    batch_stats: Any  # {} for a network without batch norm
+
+
+class Evaluation(NamedTuple):
+    """What was measured after `step` steps; every value holds one number a seed, shape (seeds,)."""
+
+    step: int
+    metrics: dict[str, np.ndarray]
+
+
+def init_state(
+    key: jax.Array, model: nn.Module, optimizer: optax.GradientTransformation, pixels: int
+) -> TrainState:
+    """Draws the first weights of `model` for inputs of `pixels` numbers."""
+    variables = model.init(key, jnp.zeros((2, pixels)), train=False)
+    return TrainState.create(
+        apply_fn=model.apply,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        tx=optimizer,
+    )
+
+
+def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+    """One step of gradient descent on one mini-batch; returns the new state and the loss."""
+    images, labels = batch
+
+    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updates = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updates.get("batch_stats", {})
+
+    (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads, batch_stats=batch_stats), loss
+
+
+def train_chunk(
+    state: TrainState,
+    order: jax.Array,
+    key: jax.Array,
+    train: Batch,
+    first_step: jax.Array,
+    *,
+    num_steps: int,
+    batch_size: int,
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """Takes `num_steps` steps; each epoch goes through the training set in a new random order.
+
+    Args:
+      state: where to start.
+      order: (n,) the order of the current epoch.
+      key: the seed's key for shuffling.
+      train: all training images (n, pixels) and labels (n,).
+      first_step: number of steps taken before, (). The last n mod batch_size images of an epoch's
+        order are left out of that epoch.
+
+    Returns:
+      The new state, the current order, and the mean loss of the chunk.
+    """
+    images, labels = train
+    steps_per_epoch = len(images) // batch_size
+
+    def body(carry: tuple[TrainState, jax.Array], step: jax.Array):
+        state, order = carry
+        epoch, position = step // steps_per_epoch, step % steps_per_epoch
+        # The step is the same for all seeds, so under vmap this stays a branch, and sorting a
+        # large training set is paid for once an epoch and not once a step.
+        order = jax.lax.cond(
+            position == 0,
+            lambda: jax.random.permutation(jax.random.fold_in(key, epoch), len(images)),
+            lambda: order,
+        )
+        chosen = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+        state, loss = train_step(state, (images[chosen], labels[chosen]))
+        return (state, order), loss
+
+    steps = first_step + jnp.arange(num_steps)
+    (state, order), losses = jax.lax.scan(body, (state, order), steps)
+    return state, order, losses.mean()
+
+
+def train_seeds(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    evaluate: Callable[[TrainState, Batch], Metrics],
+    data: Dataset,
+    *,
+    num_seeds: int,
+    num_steps: int,
+    batch_size: int,
+    eval_every: int,
+) -> Iterator[Evaluation]:
+    """Trains seeds 0 to `num_seeds - 1` side by side, with an evaluation every `eval_every` steps.
+
+    Seed s fixes both the first weights and the order of the mini-batches, so two models with
+    layers of the same names and shapes start from the same weights and see the same batches.
+
+    Args:
+      model: the network.
+      optimizer: an optax optimizer.
+      evaluate: `(state, test) -> metrics`, scalars by name, traced once.
+      data: training and test set.
+
+    Yields:
+      An evaluation before the first step, after every `eval_every` steps, and after the last. It
+      holds what `evaluate` measures, and `train_loss`, the mean since the evaluation before.
+    """
+    train = _on_device(data.train.images, data.train.labels)
+    test = _on_device(data.test.images, data.test.labels)
+    keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
+    init_keys, shuffle_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    init = partial(init_state, model=model, optimizer=optimizer, pixels=train[0].shape[1])
+    states = jax.vmap(init)(init_keys)  # not jitted: that takes longer to compile than to draw
+    orders = jnp.zeros((num_seeds, len(train[1])), jnp.int32)  # drawn anew at step 0
+
+    evaluate_seeds = jax.jit(jax.vmap(evaluate, in_axes=(0, None)))
+    yield Evaluation(0, jax.device_get(evaluate_seeds(states, test)))
+    for first in range(0, num_steps, eval_every):
+        length = min(eval_every, num_steps - first)
+        states, orders, loss = _train_seeds_chunk(
+            states, orders, shuffle_keys, train, first, num_steps=length, batch_size=batch_size
+        )
+        metrics = jax.device_get(evaluate_seeds(states, test) | {"train_loss": loss})
+        yield Evaluation(first + length, metrics)
+
+
+@partial(jax.jit, static_argnames=("num_steps", "batch_size"))
+def _train_seeds_chunk(states, orders, keys, train, first_step, *, num_steps, batch_size):
+    chunk = partial(train_chunk, num_steps=num_steps, batch_size=batch_size)
+    return jax.vmap(chunk, in_axes=(0, 0, 0, None, None))(states, orders, keys, train, first_step)
+
+
+def _on_device(images: np.ndarray, labels: np.ndarray) -> Batch:
+    return jnp.asarray(images), jnp.asarray(labels)

@@ -1,0 +1,43 @@
+"""What is measured on the test set."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.common.loop import Batch, Metrics, TrainState
+
+PERCENTILES = (15, 50, 85)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of the rows of `logits` (n, classes) whose largest entry is the label's, in [0, 1]."""
+    return jnp.mean(logits.argmax(-1) == labels)
+
+
+def test_metrics(logits: jax.Array, labels: jax.Array) -> Metrics:
+    """Accuracy and mean cross-entropy."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {"test_accuracy": accuracy(logits, labels), "test_loss": losses.mean()}
+
+
+def evaluate_with_inputs(state: TrainState, test: Batch, *, layer: int, unit: int) -> Metrics:
+    """Test metrics, and percentiles over the test set of the input of one activation.
+
+    Batch norm uses its running statistics here, as it would in use.
+
+    Args:
+      state: the network.
+      test: images (n, pixels) and labels (n,).
+      layer: hidden layer; -1 is the last.
+      unit: unit of that layer.
+
+    Returns:
+      `test_accuracy`, `test_loss`, and `input_p15`, `input_p50`, `input_p85`.
+    """
+    images, labels = test
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits, seen = state.apply_fn(variables, images, train=False, mutable=["intermediates"])
+    inputs = seen["intermediates"]["activation_input"][layer][:, unit]
+    values = jnp.percentile(inputs, jnp.array(PERCENTILES, inputs.dtype))
+    named = {f"input_p{q}": value for q, value in zip(PERCENTILES, values, strict=True)}
+    return test_metrics(logits, labels) | named

@@ -1,0 +1,86 @@
+"""Says what a run is doing: a bar on a terminal, a line now and then anywhere else."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+PLAIN_WIDTH = 110  # columns where there is no terminal to ask
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def make_console() -> Console:
+    """A console on stdout whose lines do not break early in a file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+class Reporter:
+    """Progress over the `total` steps of all runs of an experiment; use it as a context manager."""
+
+    def __init__(self, total: int, console: Console):
+        self._total = total
+        self._before = 0  # steps of the runs finished before
+        self._console = console
+        self._started = self._last_line = time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps  {task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, numbers="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, doing: str) -> None:
+        """Announces work that takes a while without steps to count, such as a compilation."""
+        self._bar.update(self._task, description=doing, numbers="")
+        self._print(doing)
+
+    def show(self, doing: str, step: int, loss: float, accuracy: float) -> None:
+        """Tells how far the run `doing` is, its training loss and its test accuracy."""
+        done = self._before + step
+        numbers = f"loss {loss:.3f}  accuracy {accuracy:.1%}"
+        self._bar.update(self._task, completed=done, description=doing, numbers=numbers)
+        if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self._total:
+            self._print(f"{doing}: {done}/{self._total} steps  {numbers}{self._left(done)}")
+
+    def finish(self, steps: int) -> None:
+        """Ends a run of `steps` steps; the next one counts on from there."""
+        self._before += steps
+
+    def _left(self, done: int) -> str:
+        seconds = (time.monotonic() - self._started) * (self._total / done - 1)
+        return f"  about {seconds:.0f} s left" if seconds > 1 else ""
+
+    def _print(self, line: str) -> None:
+        """A line where there is no bar."""
+        if not self._console.is_terminal:
+            self._last_line = time.monotonic()
+            self._console.print(line, markup=False)
+            self._console.file.flush()

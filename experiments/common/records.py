@@ -1,0 +1,71 @@
+"""Reads and writes metrics.jsonl: one JSON object an evaluation, seed and network.
+
+Everything that judges or draws an experiment reads these records and nothing else.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common.errors import UserError
+
+Record = dict[str, Any]
+
+
+def per_seed(step: int, network: str, metrics: Mapping[str, np.ndarray]) -> Iterator[Record]:
+    """Splits `metrics`, each (seeds,), into one record a seed."""
+    num_seeds = len(next(iter(metrics.values())))
+    for seed in range(num_seeds):
+        values = {name: float(value[seed]) for name, value in sorted(metrics.items())}
+        yield {"network": network, "seed": seed, "step": step} | values
+
+
+def to_json(record: Record) -> str:
+    """One line of JSON."""
+    return json.dumps(without_nan(record), allow_nan=False)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Reads what `to_json` wrote, one record a line."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON lines ({error})") from None
+
+
+def series(records: Sequence[Record], network: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The history of one metric of one network.
+
+    Returns:
+      Steps (evaluations,) and values (seeds, evaluations). A value that was not logged, or was not
+      finite, is NaN.
+    """
+    chosen = [record for record in records if record["network"] == network]
+    seeds = sorted({record["seed"] for record in chosen})
+    steps = sorted({record["step"] for record in chosen})
+    values = np.full((len(seeds), len(steps)), np.nan)
+    row, column = {s: i for i, s in enumerate(seeds)}, {s: i for i, s in enumerate(steps)}
+    for record in chosen:
+        value = record.get(name)
+        if value is not None:
+            values[row[record["seed"]], column[record["step"]]] = value
+    return np.array(steps), values
+
+
+def without_nan(record: Record) -> Record:
+    """`record` with null in place of numbers that are not finite, which JSON cannot hold."""
+    return {name: _finite(value) for name, value in record.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return without_nan(value)
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

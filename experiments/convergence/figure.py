@@ -1,0 +1,113 @@
+"""Fig. 1 of the paper, drawn from what was logged."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+    StrMethodFormatter,
+)
+
+from experiments.common.plots import BLUE, GREY, ORANGE, WIDTH_INCHES, draw_band
+from experiments.common.records import Record, series
+from experiments.convergence.settings import NETWORKS, NORMALISED, PLAIN, ConvergenceSettings
+from experiments.convergence.verdict import final_mean, mean_steps, steps_to_target
+
+COLORS = {PLAIN: ORANGE, NORMALISED: BLUE}
+STYLES = {PLAIN: "--", NORMALISED: "-"}
+DATA = {"digits": "scikit-learn digits", "mnist": "MNIST"}
+ACCURACY_TICKS = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
+STEP_FORMAT = "{x:,.0f}"
+SHOWN_SEED = 0  # percentiles of one network, as in the paper: a unit has no sign to average over
+
+
+def draw(records: Sequence[Record], settings: ConvergenceSettings) -> Figure:
+    """Test accuracy above, percentiles of a sigmoid's input without and with batch norm below."""
+    figure = Figure(figsize=(WIDTH_INCHES, 6.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1.25, 1))
+    draw_accuracy(figure.add_subplot(grid[0, :]), records, settings)
+    left = figure.add_subplot(grid[1, 0])
+    right = figure.add_subplot(grid[1, 1], sharey=left)
+    for letter, ax, network in (("b", left, PLAIN), ("c", right, NORMALISED)):
+        draw_percentiles(ax, records, network)
+        _title(ax, letter, f"sigmoid input {network} (seed {SHOWN_SEED})")
+    left.set_ylabel("input of one last-layer sigmoid\n(percentiles over the test set)")
+    figure.suptitle("Batch norm trains faster and steadier", fontsize=13, fontweight="bold")
+    return figure
+
+
+def draw_accuracy(ax: Axes, records: Sequence[Record], settings: ConvergenceSettings) -> None:
+    """Accuracy against steps, the mean over seeds in the range of the seeds."""
+    target = settings.target_accuracy
+    for network in NETWORKS:
+        steps, accuracy = series(records, network, "test_accuracy")
+        reached = steps_to_target(steps, accuracy, target)
+        label = f"{network}: {_outcome(steps, accuracy, reached, target)}"
+        draw_band(ax, steps, accuracy, COLORS[network], label, STYLES[network])
+        if np.isfinite(reached).all():
+            ax.plot(
+                mean_steps(reached), settings.target_accuracy, "o", color=COLORS[network], zorder=3
+            )
+    ax.axhline(settings.target_accuracy, color=GREY, linewidth=0.9, linestyle=":")
+    _stretch_axes(ax, settings)
+    rate = f"learning rate {settings.learning_rate:g}, mini-batch {settings.batch_size}"
+    ax.set_xlabel(f"training step, log scale ({rate})")
+    ax.legend(loc="upper left", facecolor="white", edgecolor="none", framealpha=1)
+    seeds = "one seed" if settings.seeds == 1 else f"mean and range of {settings.seeds} seeds"
+    _title(ax, "a", f"three layers of 100 sigmoids on {DATA[settings.data]}: {seeds}")
+
+
+def _stretch_axes(ax: Axes, settings: ConvergenceSettings) -> None:
+    """Logarithmic steps, and accuracy stretched near 100 %, for what happens early and late."""
+    ax.set_xscale("log")
+    ax.set_xlim(min(settings.eval_every, settings.steps / 2), settings.steps)
+    ax.set_yscale("logit")
+    ax.set_ylim(0.07, 0.997)  # the legend goes above
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(StrMethodFormatter(STEP_FORMAT))
+    ax.yaxis.set_major_locator(FixedLocator(ACCURACY_TICKS))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set_ylabel("test accuracy (logit scale)")
+
+
+def _outcome(steps: np.ndarray, accuracy: np.ndarray, reached: np.ndarray, target: float) -> str:
+    """Such as "90% after 51 steps, 94.7% at the end", for the label of a curve."""
+    speed = f"{target:.0%} after {mean_steps(reached):,.0f} steps"
+    if np.isinf(reached).any():
+        speed = f"{target:.0%} not reached by every seed"
+    return f"{speed}, {final_mean(steps, accuracy).mean():.1%} at the end"
+
+
+def draw_percentiles(ax: Axes, records: Sequence[Record], network: str) -> None:
+    """Median, and the band from the 15th to the 85th percentile, of one seed."""
+    color = COLORS[network]
+    steps, _ = series(records, network, "input_p50")
+    low, middle, high = (
+        series(records, network, f"input_p{q}")[1][SHOWN_SEED] for q in (15, 50, 85)
+    )
+    ax.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    for values, name in ((high, "85th"), (middle, "50th"), (low, "15th")):
+        ax.plot(steps, values, color=color, linewidth=1.8 if name == "50th" else 1.0)
+        _label_end(ax, steps, values, name)
+    ax.set_xlim(0, steps[-1])
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(StrMethodFormatter(STEP_FORMAT))
+    ax.set_xlabel("training step")
+
+
+def _label_end(ax: Axes, steps: np.ndarray, values: np.ndarray, name: str) -> None:
+    if np.isfinite(values[-1]):
+        where = (float(steps[-1]), float(values[-1]))
+        ax.annotate(name, where, xytext=(4, 0), textcoords="offset points", va="center", color=GREY)
+
+
+def _title(ax: Axes, letter: str, text: str) -> None:
+    ax.set_title(f"{letter}   {text}", loc="left", fontweight="bold")

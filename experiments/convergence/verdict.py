@@ -1,0 +1,166 @@
+"""Judges the claims from what was logged.
+
+Every number is one a seed, and compares the two networks of that seed:
+
+    faster            log(steps to the target without / with batch norm)
+    better            accuracy with - without batch norm, mean over the last tenth of training
+    steadier          log(drift without / with batch norm)
+    relative to ...   the same for the drift divided by the spread
+
+where, over the evaluations after the first tenth of training,
+
+    drift   standard deviation over time of a percentile, mean over the three percentiles
+    spread  mean over time of the 85th minus the 15th percentile
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.common.claims import VERDICT_RULE, Claim, Interval, paired_interval, verdict
+from experiments.common.records import Record, series
+from experiments.convergence.settings import NORMALISED, PLAIN, ConvergenceSettings
+
+PERCENTILES = ("input_p15", "input_p50", "input_p85")
+
+
+def judge(records: Sequence[Record], settings: ConvergenceSettings) -> list[Claim]:
+    """The rows of the closing table."""
+    return [
+        judge_speed(records, settings.target_accuracy),
+        judge_accuracy(records),
+        judge_drift(records, relative=False),
+        judge_drift(records, relative=True),
+    ]
+
+
+def steps_to_target(steps: np.ndarray, accuracy: np.ndarray, target: float) -> np.ndarray:
+    """The first step with at least the `target` accuracy, inf if there is none, (seeds,).
+
+    Args:
+      steps: (evaluations,).
+      accuracy: (seeds, evaluations); NaN counts as below the target.
+    """
+    reached = accuracy >= target
+    return np.where(reached.any(1), steps[reached.argmax(1)], np.inf)
+
+
+def final_mean(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mean of values (seeds, evaluations) over the last tenth of training, (seeds,)."""
+    return values[:, steps >= 0.9 * steps[-1]].mean(1)
+
+
+def mean_steps(steps: np.ndarray) -> float:
+    """Geometric mean of steps (seeds,), for which ratios are what counts."""
+    return float(np.exp(np.log(steps).mean()))
+
+
+def judge_speed(records: Sequence[Record], target: float) -> Claim:
+    """Whether batch norm reaches the target accuracy in fewer steps."""
+    steps, plain = series(records, PLAIN, "test_accuracy")
+    _, normalised = series(records, NORMALISED, "test_accuracy")
+    plain, normalised = (steps_to_target(steps, a, target) for a in (plain, normalised))
+    # Never reached counts as reached at the end. Where that is the plain network, the ratio is
+    # too small; where it is the other one, the ratio is at most 1 either way.
+    last = float(steps[-1])
+    logs = np.log(np.minimum(plain, last) / np.minimum(normalised, last))
+    interval = paired_interval(logs)
+    factor = Interval(*(float(np.exp(value)) for value in interval))
+    found = (
+        f"steps to {target:.0%}: {_steps(normalised, last)} with, {_steps(plain, last)} without; "
+        f"{_with_interval(factor, '#.3g')} times fewer"
+    )
+    return Claim(
+        claim="trains faster",
+        paper="Fig. 1a: the same accuracy in far fewer of 50,000 steps",
+        found=found,
+        verdict=verdict(interval),
+        test=f"log ratio of steps to {target:.0%} test accuracy. {VERDICT_RULE}",
+        numbers={
+            "target_accuracy": target,
+            "steps_without": plain.tolist(),  # infinite (null in JSON): never reached
+            "steps_with": normalised.tolist(),
+            "times_fewer": factor.mean,
+            "interval": [factor.low, factor.high],
+        },
+    )
+
+
+def judge_accuracy(records: Sequence[Record]) -> Claim:
+    """Whether batch norm ends at a higher test accuracy."""
+    histories = (series(records, network, "test_accuracy") for network in (PLAIN, NORMALISED))
+    plain, normalised = (final_mean(steps, accuracy) for steps, accuracy in histories)
+    interval = paired_interval(normalised - plain)
+    found = (
+        f"{normalised.mean():.2%} with, {plain.mean():.2%} without; "
+        f"{_with_interval(Interval(*(100 * v for v in interval)), '+.2f')} points"
+    )
+    return Claim(
+        claim="ends at a higher test accuracy",
+        paper="Fig. 1a: higher to the end",
+        found=found,
+        verdict=verdict(interval),
+        test=f"difference of accuracy over the last tenth of training. {VERDICT_RULE}",
+        numbers={
+            "accuracy_without": plain.tolist(),
+            "accuracy_with": normalised.tolist(),
+            "difference": interval.mean,
+            "interval": [interval.low, interval.high],
+        },
+    )
+
+
+def judge_drift(records: Sequence[Record], *, relative: bool) -> Claim:
+    """Whether the input of a sigmoid moves less with batch norm once training is under way."""
+    plain, normalised = (_drift(records, n, relative) for n in (PLAIN, NORMALISED))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(plain) - np.log(normalised)
+    interval = paired_interval(logs)
+    factor = Interval(*(float(np.exp(value)) for value in interval))
+    found = (
+        f"percentiles drift by {normalised.mean():.2f} with, {plain.mean():.2f} without; "
+        f"{_with_interval(factor, '#.3g')} times less"
+    )
+    unit = "relative to their spread" if relative else "in absolute terms"
+    return Claim(
+        claim=f"sigmoid inputs steadier {unit}",
+        paper="Fig. 1b, c: much more stable over training",
+        found=found,
+        verdict=verdict(interval),
+        test=f"log ratio of drift {unit} after the first tenth of training. {VERDICT_RULE}",
+        numbers={
+            "drift_without": plain.tolist(),
+            "drift_with": normalised.tolist(),
+            "times_less": factor.mean,
+            "interval": [factor.low, factor.high],
+        },
+    )
+
+
+def _drift(records: Sequence[Record], network: str, relative: bool) -> np.ndarray:
+    """The drift of the module's docstring, (seeds,)."""
+    steps, _ = series(records, network, PERCENTILES[0])
+    values = np.stack([series(records, network, name)[1] for name in PERCENTILES])
+    settled = values[:, :, steps >= 0.1 * steps[-1]]  # (percentiles, seeds, evaluations)
+    drift = settled.std(-1).mean(0)
+    spread = (settled[-1] - settled[0]).mean(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a network that diverged has no spread
+        return drift / spread if relative else drift
+
+
+def _steps(steps: np.ndarray, last: float) -> str:
+    """The geometric mean, and how often the target was never reached."""
+    mean = mean_steps(np.minimum(steps, last))
+    missed = int(np.isinf(steps).sum())
+    if missed:
+        return f"over {mean:,.0f} (never in {missed} of {len(steps)} seeds)"
+    return f"{mean:,.0f}"
+
+
+def _with_interval(interval: Interval, form: str) -> str:
+    """Such as "3.1 [2.8, 3.4]", without brackets for a single seed."""
+    if np.isnan(interval.mean):
+        return "undefined (training diverged)"
+    if np.isnan(interval.low):
+        return f"{interval.mean:{form}} (one seed, no interval)"
+    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"

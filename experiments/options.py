@@ -1,0 +1,163 @@
+"""What can be typed after `python -m experiments`, and how it is parsed."""
+
+import contextlib
+import io
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+from tyro.constructors import PrimitiveConstructorSpec
+
+from experiments.common.errors import UserError
+
+PROGRAM = "python -m experiments"
+
+
+def _word(metavar: str, parse: Callable[[str], Any]) -> PrimitiveConstructorSpec:
+    """How tyro is to read one word: `parse` raises ValueError; None stands for the preset's."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: parse(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, int | float | str),
+        str_from_instance=lambda value: ["preset" if value is None else str(value)],
+    )
+
+
+def _choice(*legal: str) -> PrimitiveConstructorSpec:
+    def parse(text: str) -> str:
+        if text not in legal:
+            raise ValueError(f"{text!r} is not one of {', '.join(legal)}")
+        return text
+
+    return _word("{" + ",".join(legal) + "}", parse)
+
+
+def _whole(low: int, high: int) -> PrimitiveConstructorSpec:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return _word("INT", parse)
+
+
+def _positive() -> PrimitiveConstructorSpec:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise ValueError(f"{text!r} is not a positive, finite number")
+        return value
+
+    return _word("FLOAT", parse)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run an experiment: train, log, judge and draw.
+
+    Numbers and figure go into a folder that must not hold a result yet.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """The experiment; `list` names them."""
+    preset: Annotated[str, _choice("quick", "paper")] = "quick"
+    """A run under a minute, or the setting of the paper."""
+    data: Annotated[str | None, _choice("digits", "mnist")] = None
+    """Scikit-learn's embedded 8x8 digits, or MNIST. (quick: digits, paper: mnist)"""
+    data_dir: Annotated[
+        Path | None, arg(metavar="DIR", help_behavior_hint="(default: $BNJAX_DATA_DIR)")
+    ] = None
+    """Folder with MNIST's four IDX files, plain or gzipped; nothing is downloaded into it.
+    Without it and BNJAX_DATA_DIR, MNIST is downloaded into the user's cache folder."""
+    seeds: Annotated[int | None, _whole(1, 1000)] = None
+    """Number of seeds, trained side by side."""
+    steps: Annotated[int | None, _whole(1, 10**9)] = None
+    """Training steps of each network."""
+    batch_size: Annotated[int | None, _whole(2, 10**6)] = None
+    """Images in a mini-batch."""
+    learning_rate: Annotated[float | None, _positive()] = None
+    """Learning rate of both networks."""
+    eval_every: Annotated[int | None, _whole(1, 10**9)] = None
+    """Steps between evaluations."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = (
+        None
+    )
+    """Folder of the result."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace a finished result in that folder."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List the experiments and the claims they test."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw the figure of a finished run again, from its logged numbers."""
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+    """Folder of the result."""
+
+
+Command = Run | List | Plot
+
+
+def parse(args: Sequence[str] | None) -> Command:
+    """Turns the words of the command line (default: sys.argv) into a command.
+
+    Raises:
+      UserError: words that are not understood.
+      SystemExit: with code 0 after `--help`.
+    """
+    commands = (
+        Annotated[Run, subcommand("run")]
+        | Annotated[List, subcommand("list")]
+        | Annotated[Plot, subcommand("plot")]
+    )
+    words = list(sys.argv[1:] if args is None else args)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                commands,
+                prog=PROGRAM,
+                description="Put the claims made for batch norm to the test.",
+                args=words,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{_one_line(complaint.getvalue())}; see {_help(words)}") from None
+
+
+def _one_line(box: str) -> str:
+    """The message in the box that tyro draws around an error.
+
+    The box has a title, then sections between rules; the first holds the message, a second may tell
+    what is legal, and others repeat what `--help` tells better.
+    """
+    sections = [""]
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯─|+ ")
+        if text:
+            sections[-1] += f" {text}"
+        else:
+            sections.append("")
+    legal = [text for text in sections[1:] if text.startswith((" Available", " Perhaps"))]
+    message = "; ".join(text.strip().rstrip(".") for text in [sections[0], *legal])
+    return message.removeprefix("Error parsing ")
+
+
+def _help(words: list[str]) -> str:
+    known = words[:1] if words[:1] in (["run"], ["list"], ["plot"]) else []
+    return " ".join([PROGRAM, *known, "--help"])

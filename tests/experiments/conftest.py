@@ -1,0 +1,42 @@
+"""Small files that look like MNIST's."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """`array` as an IDX file of unsigned bytes."""
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def fake_mnist() -> dict[str, bytes]:
+    """The four files with 40 training and 20 test images of 3x3 pixels, unzipped, by name."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for part, count in (("train", 40), ("t10k", 20)):
+        files[f"{part}-images-idx3-ubyte"] = idx_bytes(rng.integers(0, 256, (count, 3, 3)))
+        files[f"{part}-labels-idx1-ubyte"] = idx_bytes(np.arange(count) % 10)
+    return files
+
+
+@pytest.fixture
+def mnist_dir(tmp_path: Path) -> Path:
+    """A folder with the files of `fake_mnist`."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, content in fake_mnist().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_data_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reads or fills the user's own folders, or writes into the project's."""
+    monkeypatch.delenv("BNJAX_DATA_DIR", raising=False)
+    monkeypatch.setenv("BNJAX_MNIST_URL", "http://127.0.0.1:9/")  # the discard port: refuses
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,181 @@
+"""The command line: what goes wrong is one line and exit code 2, and leaves nothing behind."""
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import runner
+from experiments.cli import main
+
+TWO_STEPS = ["run", "convergence", "--steps", "2", "--eval-every", "1", "--seeds", "2"]
+FILES = {"metrics.jsonl", "config.json", "summary.json", "convergence.png"}
+ROOT = Path(__file__).parents[2]
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+USER_ERRORS = {
+    "no command": ([], "{run, list, plot}"),
+    "unknown command": (["frob"], "Available subcommands: run, list, plot"),
+    "no experiment": (["run"], "NAME"),
+    "unknown experiment": (["run", "nope"], "'nope'; choose one of: convergence"),
+    "unknown preset": ([*TWO_STEPS, "--preset", "big"], "'big' is not one of quick, paper"),
+    "unknown data": ([*TWO_STEPS, "--data", "cats"], "'cats' is not one of digits, mnist"),
+    "unknown flag": ([*TWO_STEPS, "--colour", "red"], "--colour"),
+    "flag without value": (["run", "convergence", "--seeds"], "--seeds"),
+    "no seeds": ([*TWO_STEPS, "--seeds", "0"], "--seeds: '0' is not a whole number from 1"),
+    "half a seed": ([*TWO_STEPS, "--seeds", "1.5"], "--seeds: '1.5' is not a whole number"),
+    "negative steps": (["run", "convergence", "--steps", "-5"], "--steps: '-5' is not"),
+    "rate nan": ([*TWO_STEPS, "--learning-rate", "nan"], "'nan' is not a positive, finite"),
+    "rate inf": ([*TWO_STEPS, "--learning-rate", "inf"], "'inf' is not a positive, finite"),
+    "rate 0": ([*TWO_STEPS, "--learning-rate", "0"], "'0' is not a positive, finite number"),
+    "batch of 1": ([*TWO_STEPS, "--batch-size", "1"], "'1' is not a whole number from 2"),
+    "batch too large": ([*TWO_STEPS, "--batch-size", "2000"], "more than the 1297 training"),
+    "folder for digits": ([*TWO_STEPS, "--data-dir", "."], "--data-dir goes with --data mnist"),
+    "no such folder": ([*TWO_STEPS, "--data", "mnist", "--data-dir", "x"], "x does not exist"),
+    "empty folder": ([*TWO_STEPS, "--data", "mnist", "--data-dir", "."], "lacks train-images"),
+    "nothing to plot": (["plot", "x"], "x/config.json: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("args, message", USER_ERRORS.values(), ids=USER_ERRORS)
+def test_user_errors(args, message, capsys, tmp_path):
+    before = everything(tmp_path)
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert everything(tmp_path) == before
+
+
+def test_damaged_data_leaves_nothing_behind(mnist_dir, capsys, tmp_path):
+    path = mnist_dir / "train-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-3])
+    before = everything(tmp_path)
+    assert main([*TWO_STEPS, "--data", "mnist", "--data-dir", str(mnist_dir)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "train-labels-idx1-ubyte: holds 37 values" in error
+    assert everything(tmp_path) == before
+
+
+def test_a_process_ends_with_the_exit_code():
+    command = [sys.executable, "-m", "experiments", "run", "nope"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_missing_package_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    monkeypatch.setattr("experiments.cli.EXTRAS", ("rich.table",))
+    assert main(["list"]) == 2
+    assert "pip install 'bnjax[experiments]'" in capsys.readouterr().err
+
+
+def test_help_is_no_error(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--help"])
+    assert not stop.value.code
+    assert "--learning-rate" in capsys.readouterr().out
+
+
+def test_list_names_the_claim(capsys):
+    assert main(["list"]) == 0
+    assert "convergence" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
+    def interrupt(experiment, settings, data, path, console):
+        path.write_text("half a line")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_write_metrics", interrupt)
+    assert main([*TWO_STEPS, "--out", "deep/down/result"]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert everything(tmp_path) == set()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a run of two steps, and what the run printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([*TWO_STEPS, "--out", str(folder / "result")]) == 0
+    return folder / "result", printed.getvalue()
+
+
+def test_two_steps_make_all_files(finished):
+    out, printed = finished
+    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.parent.iterdir()} == {"result"}
+    assert "verdict" in printed and "compiling" in printed
+
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 2 * 3  # networks, seeds, evaluations at 0, 1, 2
+    assert set(lines[-1]) >= {"network", "seed", "step", "train_loss", "test_accuracy", "input_p15"}
+    config = (out / "config.json").read_text()
+    assert json.loads(config)["settings"]["steps"] == 2
+    assert str(out.parent) not in config
+    claims = json.loads((out / "summary.json").read_text())["claims"]
+    assert len(claims) == 4
+    assert (out / "convergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_command_same_numbers_and_picture(finished, tmp_path):
+    """Run over an older result, to see on the way that it is replaced as a whole."""
+    shutil.copytree(finished[0], "result")
+    Path("result/metrics.jsonl").write_text("older")
+    assert main([*TWO_STEPS, "--out", "result", "--overwrite"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+    for file in FILES - {"config.json"}:  # which tells the time taken
+        assert Path("result", file).read_bytes() == (finished[0] / file).read_bytes(), file
+
+
+def test_plot_draws_the_same_picture_again(finished):
+    shutil.copytree(finished[0], "result")
+    Path("result/convergence.png").unlink()
+    assert main(["plot", "result"]) == 0
+    drawn = Path("result/convergence.png").read_bytes()
+    assert drawn == (finished[0] / "convergence.png").read_bytes()
+
+
+@pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
+def test_plot_names_a_damaged_file(finished, file, capsys):
+    shutil.copytree(finished[0], "result")
+    Path("result", file).write_text('{"experiment": 3')
+    assert main(["plot", "result"]) == 2
+    assert f"result/{file}: not JSON" in capsys.readouterr().err
+
+
+def test_a_finished_result_is_kept(finished, capsys):
+    shutil.copytree(finished[0], "result")
+    assert main([*TWO_STEPS, "--out", "result"]) == 2
+    assert "holds a finished result; add --overwrite" in capsys.readouterr().err
+    assert {path.name for path in Path("result").iterdir()} == FILES
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_other_files_are_never_replaced(capsys, overwrite):
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work")
+    assert main([*TWO_STEPS, "--out", "mine", *overwrite]) == 2
+    assert "holds other files than a result" in capsys.readouterr().err
+    assert Path("mine/thesis.txt").exists()
+
+
+def test_a_file_is_no_folder(capsys):
+    Path("file").touch()
+    assert main([*TWO_STEPS, "--out", "file"]) == 2
+    assert "give a folder" in capsys.readouterr().err
+    assert main([*TWO_STEPS, "--out", "file/result"]) == 2
+    assert "error: --out" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""The training loop."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.common.data import Dataset, Split
+from experiments.common.loop import init_state, train_chunk, train_seeds, train_step
+from experiments.common.metrics import evaluate_with_inputs
+from experiments.common.models import MLP
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((33, 6)).astype(np.float32)
+LABELS = RNG.integers(0, 10, 33).astype(np.int32)
+BATCH = (jnp.asarray(IMAGES[:20]), jnp.asarray(LABELS[:20]))
+
+
+STEP = jax.jit(train_step)
+
+
+@cache
+def make_state(batch_norm: bool):
+    """The same object every time, so that `STEP` is compiled once for each network."""
+    model = MLP(hidden=(5, 4), batch_norm=batch_norm)
+    return init_state(jax.random.key(0), model=model, optimizer=optax.sgd(0.5), pixels=6)
+
+
+def test_batch_norm_replaces_the_bias():
+    plain, normalised = make_state(False), make_state(True)
+    assert plain.batch_stats == {}
+    assert set(normalised.batch_stats) == {"BatchNorm_0", "BatchNorm_1"}
+    assert set(plain.params["Dense_0"]) == {"kernel", "bias"}
+    assert set(normalised.params["Dense_0"]) == {"kernel"}
+    assert set(normalised.params["Dense_2"]) == {"kernel", "bias"}  # the logits
+
+
+def test_both_networks_start_from_the_same_weights():
+    for layer in ("Dense_0", "Dense_1", "Dense_2"):
+        plain, normalised = (make_state(b).params[layer]["kernel"] for b in (False, True))
+        np.testing.assert_array_equal(plain, normalised)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_steps_lower_the_loss(batch_norm):
+    state = make_state(batch_norm)
+    losses = []
+    for _ in range(200):
+        state, loss = STEP(state, BATCH)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.1
+    assert int(state.step) == 200
+
+
+def test_running_statistics_move_towards_the_batch():
+    state, _ = STEP(make_state(True), BATCH)
+    kernel = make_state(True).params["Dense_0"]["kernel"]
+    expected = 0.1 * (BATCH[0] @ kernel).mean(0)  # momentum 0.9, from 0
+    np.testing.assert_allclose(state.batch_stats["BatchNorm_0"]["mean"], expected, rtol=1e-4)
+
+
+def test_an_epoch_shows_no_image_twice():
+    """Three batches of 10 out of 33 images make an epoch, which keeps one order."""
+    images, labels = jnp.asarray(IMAGES), jnp.arange(33) % 10
+    orders = []
+    state, order = make_state(False), jnp.zeros(33, jnp.int32)
+    chunk = jax.jit(partial(train_chunk, num_steps=1, batch_size=10))
+    for first in range(7):
+        state, order, _ = chunk(state, order, jax.random.key(1), (images, labels), first)
+        orders.append(np.asarray(order))
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(33))
+    for first, second in ((0, 1), (1, 2), (3, 4), (4, 5)):  # within an epoch
+        np.testing.assert_array_equal(orders[first], orders[second])
+    assert not np.array_equal(orders[2], orders[3])  # a new epoch, a new order
+    assert not np.array_equal(orders[5], orders[6])
+
+
+@cache
+def collect(eval_every: int, num_steps: int = 8, num_seeds: int = 2):
+    """Evaluations of a small network with batch norm."""
+    data = Dataset("random", Split(IMAGES, LABELS), Split(IMAGES[:8], LABELS[:8]))
+    return list(
+        train_seeds(
+            MLP(hidden=(5, 4), batch_norm=True),
+            optax.sgd(0.5),
+            partial(evaluate_with_inputs, layer=-1, unit=0),
+            data,
+            num_seeds=num_seeds,
+            num_steps=num_steps,
+            batch_size=10,
+            eval_every=eval_every,
+        )
+    )
+
+
+def test_evaluations_come_at_the_interval_and_at_the_end():
+    evaluations = collect(eval_every=3)
+    assert [evaluation.step for evaluation in evaluations] == [0, 3, 6, 8]
+    assert "train_loss" not in evaluations[0].metrics
+    for evaluation in evaluations[1:]:
+        assert all(value.shape == (2,) for value in evaluation.metrics.values())
+        low, middle, high = (evaluation.metrics[f"input_p{q}"] for q in (15, 50, 85))
+        assert (low < middle).all() and (middle < high).all()
+
+
+def test_the_interval_changes_no_weights():
+    often, seldom = collect(eval_every=3)[-1], collect(eval_every=8)[-1]
+    for name in ("test_loss", "input_p50"):
+        np.testing.assert_allclose(often.metrics[name], seldom.metrics[name], rtol=1e-5)
+
+
+def test_seeds_differ_and_do_not_depend_on_their_number():
+    two, one = collect(8)[-1].metrics, collect(8, num_seeds=1)[-1].metrics
+    assert two["test_loss"][0] != two["test_loss"][1]
+    np.testing.assert_allclose(two["test_loss"][:1], one["test_loss"], rtol=1e-5)
