@@ -218,9 +218,8 @@ def _evaluate(x, scale, bias, mask, batch_stats, plan: _Plan, poison):
     dtype = compute_dtype(x.dtype, plan.dtype)
     scale, bias = _ready_params(x, scale, bias, plan)
     mean = expand(batch_stats.mean, x.shape, plan.kept, "batch_stats.mean").astype(dtype)
-    var = expand(batch_stats.var, x.shape, plan.kept, "batch_stats.var")
-    if poison:
-        var = jnp.where(batch_stats.count > 0, var, jnp.nan)
+    var = jnp.where(batch_stats.count > 0, batch_stats.var, jnp.nan) if poison else batch_stats.var
+    var = expand(var, x.shape, plan.kept, "batch_stats.var")
     return affine(x, mask, mean, inverse_std(var, plan.epsilon), scale, bias, plan.dtype)
 
 
@@ -304,7 +303,7 @@ def _report_single_value(single_value, shape, axis):
 
 def _warn_if_unseen(batch_stats: BatchStats):
     # NumPy: under a trace, jax.numpy would make a tracer even of a count that is known.
-    if not isinstance(batch_stats.count, Tracer) and np.all(np.asarray(batch_stats.count) == 0):
+    if not isinstance(batch_stats.count, Tracer) and np.any(np.asarray(batch_stats.count) == 0):
         warnings.warn(
             "batch_stats.count is 0: these running statistics have never been updated, so x is "
             "normalised by mean 0 and variance 1. Keep the batch_stats that training returns; "

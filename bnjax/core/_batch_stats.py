@@ -19,7 +19,9 @@ class BatchStats(NamedTuple):
       mean: running mean, shape ``(*features)``.
       var: running variance, shape ``(*features)``, real.
       count: number of updates seen, int32 scalar. Zero means ``mean`` and ``var`` are still the
-        initial 0 and 1, which describe no data.
+        initial 0 and 1, which describe no data. Where a mask may leave a feature without any
+        data for a whole batch, replace it by zeros of shape ``(*features)``: each feature then
+        counts, and is debiased, by itself.
 
     Example:
       >>> import bnjax
@@ -33,7 +35,7 @@ class BatchStats(NamedTuple):
 
     mean: jax.Array  # (*features)
     var: jax.Array  # (*features)
-    count: jax.Array | np.ndarray  # ()
+    count: jax.Array | np.ndarray  # () or (*features)
 
 
 def init_batch_stats(num_features, dtype=jnp.float32) -> BatchStats:
@@ -95,7 +97,8 @@ def update_batch_stats(
     statistics, and evaluation needs no correction.
 
     Features without data (``moments.count <= ddof``) keep their statistics; when no feature has
-    any, the count stays too. Differentiable in ``stats`` and ``moments``.
+    any, the count stays too (a count of each feature stays where that feature has none, see
+    :class:`BatchStats`). Differentiable in ``stats`` and ``moments``.
 
     Args:
       stats: state before the update.
@@ -141,10 +144,11 @@ def update_batch_stats(
         moved = jnp.where(valid, (1 - w) * o + w * n, o)
         return moved if jnp.iscomplexobj(new) else moved.astype(old.dtype)
 
+    seen = jnp.any(valid) if stats.count.ndim == 0 else valid
     return BatchStats(
         step(stats.mean, moments.mean),
         step(stats.var, moments.var(ddof)),
-        stats.count + jnp.any(valid).astype(stats.count.dtype),
+        stats.count + seen.astype(stats.count.dtype),
     )
 
 

@@ -179,7 +179,7 @@ class BatchNorm(nnx.Module):
         if new is not stats:
             for name in ("mean", "var", "count"):
                 if hasattr(self, name):
-                    getattr(self, name)[...] = getattr(new, name)
+                    getattr(self, name).set_value(getattr(new, name))
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:

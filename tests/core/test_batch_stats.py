@@ -83,6 +83,18 @@ def test_a_feature_without_data_keeps_its_statistics():
     assert after.count == 1
 
 
+def test_a_count_for_each_feature_debiases_each_by_itself():
+    x = jnp.array([[6.0, 1.0], [8.0, 3.0]])
+    first, second = np.array([[False, True]] * 2), np.ones((2, 2), bool)
+    stats = bnjax.init_batch_stats(2)._replace(count=jnp.zeros(2, jnp.int32))
+    for mask in (first, second):
+        batch = bnjax.moments(x, 0, mask=mask)
+        stats = bnjax.update_batch_stats(stats, batch, decay=0.9, debias=True)
+    np.testing.assert_allclose(stats.mean, [7.0, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(stats.var, [1.0, 1.0], rtol=1e-6)
+    np.testing.assert_array_equal(stats.count, [1, 2])
+
+
 def test_skip_nonfinite_is_a_choice():
     # pytorch#115500, pytorch#88474: one NaN batch poisons the running statistics for good.
     start = bnjax.init_batch_stats(2)

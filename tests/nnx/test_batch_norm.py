@@ -154,3 +154,11 @@ def test_extras():
     np.testing.assert_allclose(layer.var[...], X.var(0, ddof=1), rtol=1e-5)
     with pytest.raises(ValueError, match="one value a feature"):
         make(single_value="error")(X[:1])
+
+
+def test_complex_input_gives_complex_statistics():
+    layer = make(momentum=0.0)
+    layer(jax.lax.complex(X, 2 * X))
+    assert layer.mean[...].dtype == jnp.complex64
+    np.testing.assert_allclose(layer.mean[...], X.mean(0) * np.complex64(1 + 2j), rtol=1e-5)
+    np.testing.assert_allclose(layer.var[...], 5 * X.var(0), rtol=1e-5)

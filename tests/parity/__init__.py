@@ -1,0 +1,1 @@
+"""Parity: the same numbers as the libraries that people come from."""
