@@ -87,6 +87,11 @@ def compute_dtype(*dtypes) -> jnp.dtype:
         return widest
 
 
+def at_least_float32(v: jax.Array) -> jax.Array:
+    """``v`` in its compute dtype: half precision widened, all else as it is."""
+    return v.astype(compute_dtype(v.dtype))
+
+
 def inexact_dtype(*arrays) -> jnp.dtype:
     """The dtype Flax gives an output: the promotion of ``arrays`` (or None), never integer."""
     with jax.numpy_dtype_promotion("standard"):

@@ -171,8 +171,9 @@ def check_decay(decay) -> None:
     """Raise ``ValueError`` unless ``decay`` is None, traced, or a number in [0, 1]."""
     if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
         raise ValueError(
-            f"decay must lie in [0, 1] or be None (average of all updates), got {decay!r}. It is "
-            "the weight of the old value: PyTorch's momentum=0.1 is decay=0.9."
+            f"decay (momentum in the Flax modules) must lie in [0, 1] or be None (average of all "
+            f"updates), got {decay!r}. It is the weight of the old value: PyTorch's momentum=0.1 "
+            "is decay=0.9."
         )
 
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.nn import initializers
 
 from bnjax.core import BatchStats, batch_norm
-from bnjax.core._axes import canonical_axes, inexact_dtype
+from bnjax.core._axes import at_least_float32, canonical_axes, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
 
 field = dataclasses.field
@@ -144,9 +144,11 @@ class BatchNorm(nn.Module):
                 variable.value = getattr(new, name)
         return y
 
+    @nn.nowrap
     def _param(self, name, use, init, shape):
         return self.param(name, init, list(shape), self.param_dtype) if use else None
 
+    @nn.nowrap
     def _batch_stats(self, shape):
         """The variables of the collection by name, and their values as the core's state."""
         dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
@@ -157,4 +159,6 @@ class BatchNorm(nn.Module):
         if self.debias or self.momentum is None:
             variables["count"] = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         values = {name: variable.value for name, variable in variables.items()}
+        if self.force_float32_reductions:
+            values |= {name: at_least_float32(values[name]) for name in ("mean", "var")}
         return variables, BatchStats(**{"count": np.zeros((), np.int32), **values})

@@ -15,7 +15,7 @@ from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
 from bnjax.core import BatchStats, batch_norm
-from bnjax.core._axes import inexact_dtype
+from bnjax.core._axes import at_least_float32, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
 
 
@@ -193,7 +193,8 @@ class BatchNorm(nnx.Module):
 
     def _batch_stats(self) -> BatchStats:
         count = self.count[...] if hasattr(self, "count") else np.zeros((), np.int32)
-        return BatchStats(self.mean[...], self.var[...], count)
+        mean, var = at_least_float32(self.mean[...]), at_least_float32(self.var[...])
+        return BatchStats(mean, var, count)
 
     def _promoted(self, x, stats):
         """Input and parameters, and the dtype of the output, by Flax's rules of promotion."""

@@ -190,3 +190,29 @@ def test_scan_and_vmap_over_layers():
     variables = many.init(jax.random.key(0), xs)
     y, _ = many.apply(variables, xs, mutable=["batch_stats"])
     np.testing.assert_allclose(y[0], y[1], rtol=1e-3, atol=1e-5)
+
+
+def test_only_the_call_is_a_call_to_flax():
+    # A helper that Flax counts as a method of the module shows up in interceptors, in captured
+    # intermediates and in tabulate, which runs it by itself.
+    called = []
+
+    def record(method, args, kwargs, context):
+        called.append(context.method_name)
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        variables = init(BatchNorm())
+    assert called == ["__call__"]
+    options = {"mutable": ["batch_stats", "intermediates"], "capture_intermediates": True}
+    _, state = BatchNorm().apply(variables, X, False, **options)
+    assert list(state["intermediates"]) == ["__call__"]
+    table = nn.tabulate(BatchNorm(), jax.random.key(0), compute_flops=True, compute_vjp_flops=True)
+    assert "Total Parameters: 20" in table(X, use_running_average=False)
+
+
+def test_running_statistics_loaded_in_half_precision_are_averaged_in_float32():
+    variables = init(BatchNorm())
+    half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), variables["batch_stats"])
+    _, after = train(BatchNorm(), {**variables, "batch_stats": half})
+    assert after["batch_stats"]["var"].dtype == jnp.float32

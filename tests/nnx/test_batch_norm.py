@@ -160,5 +160,12 @@ def test_complex_input_gives_complex_statistics():
     layer = make(momentum=0.0)
     layer(jax.lax.complex(X, 2 * X))
     assert layer.mean[...].dtype == jnp.complex64
-    np.testing.assert_allclose(layer.mean[...], X.mean(0) * np.complex64(1 + 2j), rtol=1e-5)
+    np.testing.assert_allclose(layer.mean[...], np.asarray(X.mean(0)) * (1 + 2j), rtol=1e-5)
     np.testing.assert_allclose(layer.var[...], 5 * X.var(0), rtol=1e-5)
+
+
+def test_running_statistics_loaded_in_half_precision_are_averaged_in_float32():
+    layer = make()
+    layer.var.set_value(layer.var[...].astype(jnp.bfloat16))
+    layer(X)
+    assert layer.var[...].dtype == jnp.float32

@@ -350,4 +350,6 @@ def _start(stats, dtype):
 def _mean_and_var(stats):
     if hasattr(stats, "mean"):
         stats = {"mean": stats.mean, "var": stats.var}
-    return tuple(getattr(v, "value", v) for v in (stats["mean"], stats["var"]))
+    return tuple(
+        v.get_value() if hasattr(v, "get_value") else v for v in (stats["mean"], stats["var"])
+    )
