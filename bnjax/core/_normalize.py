@@ -14,7 +14,7 @@ from bnjax.core._axes import (
     compute_dtype,
     expand,
 )
-from bnjax.core._moments import remember_inputs
+from bnjax.core._xla import once, pin, remember_inputs
 
 
 def normalize(x, mean, var, *, epsilon: float = 1e-5, axis: Axes = -1) -> jax.Array:
@@ -137,8 +137,9 @@ def affine(x, mask, mean, inv_std, scale, bias, dtype):
 def _affine_jvp(dtype, primals, tangents):
     def tangent(x, mask, mean, inv_std, scale, tangents):
         dx, _, dmean, dinv_std, dscale, dbias = tangents
-        dx, centred, live = dx.astype(mean.dtype), centre(x, mean, mask), live_entries(x, mask)
-        dy = affine_tangent(centred, None, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live)
+        dx, live = dx.astype(mean.dtype), live_entries(x, mask)
+        deviation = deviation_for_tangent(x, mean, None, mask)
+        dy = affine_tangent(*deviation, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live)
         return dy.astype(dtype)
 
     *inputs, bias = primals
@@ -155,18 +156,28 @@ def centre(x, mean, mask):
     return _where(live_entries(x, mask), x.astype(mean.dtype) - mean)
 
 
+def deviation_for_tangent(x, mean, mean_lo, mask):
+    """``x - mean - mean_lo`` as ``(x - shift, rest)``, with a shift of its own.
+
+    Taken from the mean itself, XLA would find ``x - mean`` in the forward and in the backward pass
+    and store it for both; a subtraction from another number is done on the fly in each.
+    """
+    shift = pin(mean, 2)
+    rest = mean - shift if mean_lo is None else (mean - shift) + mean_lo
+    return centre(x, shift, mask), rest
+
+
 def _where(live, v):
     return v if live is None else jnp.where(live, v, 0)
 
 
 def affine_of(centred, mean_lo, inv_std, scale, bias):
     """``(centred - mean_lo) * inv_std * scale + bias``, the shifts folded into one vector."""
-    gain = gain_of(inv_std, scale).astype(centred.dtype)
-    y = centred * gain
+    gain = once(gain_of(inv_std, scale).astype(centred.dtype), inv_std)
     shift = bias
     if mean_lo is not None:
         shift = -mean_lo * gain if bias is None else bias - mean_lo * gain
-    return y if shift is None else y + shift
+    return centred * gain if shift is None else centred * gain + once(shift, inv_std)
 
 
 def affine_tangent(centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live):
@@ -181,15 +192,16 @@ def affine_tangent(centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale
     read of ``x`` and the cotangent gives, and one elementwise pass.
     """
     dtype = centred.dtype
-    gain = gain_of(inv_std, scale).astype(dtype)
+    gain = once(gain_of(inv_std, scale).astype(dtype), inv_std)
     dgain = gain_of(dinv_std, scale).astype(dtype)
     if scale is not None:
         dgain = dgain + inv_std.astype(dtype) * dscale
-    u = -gain * dmean if mean_lo is None else -gain * dmean - mean_lo * dgain
+    dgain = once(dgain, inv_std)
+    u = -gain * dmean - mean_lo * dgain
     if live is None:
-        u = u if dbias is None else u + dbias
+        u = once(u if dbias is None else u + dbias, inv_std)
         return gain * dx + centred * dgain + u
-    dy = _where(live, gain * dx + centred * dgain + u)
+    dy = _where(live, gain * dx + centred * dgain + once(u, inv_std))
     return dy if dbias is None else dy + dbias
 
 

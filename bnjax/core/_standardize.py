@@ -15,10 +15,17 @@ from bnjax.core._moments import (
     compute_statistics,
     merge_devices,
     merge_stack,
-    remember_inputs,
     statistics_tangent,
 )
-from bnjax.core._normalize import affine_of, affine_tangent, centre, inverse_std, live_entries
+from bnjax.core._normalize import (
+    affine_of,
+    affine_tangent,
+    centre,
+    deviation_for_tangent,
+    inverse_std,
+    live_entries,
+)
+from bnjax.core._xla import remember_inputs
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6, 7))
@@ -45,8 +52,9 @@ def _standardize_jvp(axes, epsilon, dtype, sync, primals, tangents):
         inv_std, dinv_std = jax.jvp(
             lambda var: inverse_std(var, epsilon, stats.count), (stats.var,), (dstats.var,)
         )
+        deviation = deviation_for_tangent(x, stats.mean, stats.mean_lo, mask)
         dy = affine_tangent(
-            centre(x, stats.mean, mask), stats.mean_lo, inv_std, scale,
+            *deviation, inv_std, scale,
             dx, dstats.mean, dinv_std, dscale, dbias, live_entries(x, mask),
         )  # fmt: skip
         return dy.astype(dtype), dstats

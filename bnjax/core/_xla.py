@@ -1,0 +1,51 @@
+"""What XLA must be told, so that it neither recomputes, contracts nor stores too much.
+
+None of these functions changes a value that matters; each changes the program made of it. What they
+buy is measured by ``python -m experiments benchmark layer``.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def pin(v: jax.Array, drop: int = 1) -> jax.Array:
+    """``v`` rounded to ``drop`` bits less than its dtype holds: the same number wherever used.
+
+    A compiler may recompute ``total * weight`` inside each kernel that reads it and contract
+    it with the next subtraction into a fused multiply-add, which skips the rounding of the product:
+    two kernels would then subtract different means. Rounding to fewer bits forbids that. It is
+    free: any number near the mean will do as a shift.
+    """
+    if jnp.iscomplexobj(v):
+        return lax.complex(pin(lax.real(v), drop), pin(lax.imag(v), drop))
+    info = jnp.finfo(v.dtype)
+    return lax.reduce_precision(v, exponent_bits=info.nexp, mantissa_bits=info.nmant - drop)
+
+
+def once(v: jax.Array, like: jax.Array) -> jax.Array:
+    """``v``, one entry a feature, computed once and not again for every element of ``x``.
+
+    On CPU, XLA fuses cheap arithmetic on vectors into the loop over ``x`` that reads them, and
+    drops optimisation barriers; a division is the one thing it will not repeat. So divide by
+    one, in a form it cannot see through: made of ``like``, a real array with an entry a feature
+    that is NaN only where all is lost. Linear in ``v``, so its transpose does the same for the
+    cotangent.
+    """
+    per_feature = v.shape == like.shape and not jnp.iscomplexobj(v)
+    if not per_feature or jax.default_backend() != "cpu":
+        return v
+    return v / (1 + 0 * jnp.minimum(lax.stop_gradient(like), 1)).astype(v.dtype)
+
+
+def remember_inputs(tangent):
+    """Have the backward pass keep the inputs of ``tangent`` and recompute what it derives.
+
+    Without this, reverse mode would store ``x - mean``: a second array of the size of ``x``, in
+    float32 even when ``x`` is bfloat16. Recomputing it costs no pass over memory, since the
+    subtraction is fused with its reader; so there is nothing to protect from common
+    subexpression elimination either.
+    """
+    return jax.checkpoint(tangent, prevent_cse=False)
