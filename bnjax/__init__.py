@@ -12,6 +12,7 @@ from bnjax.core import (
     merge,
     moments,
     normalize,
+    save_norm_statistics,
     scale_shift,
     update_batch_stats,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "merge",
     "moments",
     "normalize",
+    "save_norm_statistics",
     "scale_shift",
     "update_batch_stats",
 ]

@@ -6,6 +6,7 @@
 
 from bnjax.core._batch_norm import batch_norm
 from bnjax.core._batch_stats import BatchStats, init_batch_stats, update_batch_stats
+from bnjax.core._checkpoint import save_norm_statistics
 from bnjax.core._moments import Moments, merge, moments
 from bnjax.core._normalize import normalize, scale_shift
 
@@ -17,6 +18,7 @@ __all__ = [
     "merge",
     "moments",
     "normalize",
+    "save_norm_statistics",
     "scale_shift",
     "update_batch_stats",
 ]

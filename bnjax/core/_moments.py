@@ -20,7 +20,8 @@ from bnjax.core._axes import (
     real_dtype,
     size_of,
 )
-from bnjax.core._xla import once, pin, remember_inputs
+from bnjax.core._checkpoint import remember_inputs
+from bnjax.core._xla import once, pin
 
 
 class Moments(NamedTuple):
@@ -140,7 +141,7 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
     return _moments(x, check_mask(mask, x), axes, canonical_axis_name(axis_name))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
 def _moments(x, mask, axes, sync) -> Moments:
     return compact(statistics(x, mask, axes, sync), axes)
 

@@ -14,7 +14,8 @@ from bnjax.core._axes import (
     compute_dtype,
     expand,
 )
-from bnjax.core._xla import once, pin, remember_inputs
+from bnjax.core._checkpoint import remember_inputs
+from bnjax.core._xla import once, pin
 
 
 def normalize(x, mean, var, *, epsilon: float = 1e-5, axis: Axes = -1) -> jax.Array:
@@ -59,7 +60,7 @@ def normalize(x, mean, var, *, epsilon: float = 1e-5, axis: Axes = -1) -> jax.Ar
     return _normalize(x, mean, var, epsilon)
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=3, inline=True)
 def _normalize(x, mean, var, epsilon):
     dtype = compute_dtype(x.dtype)
     return affine(x, None, mean.astype(dtype), inverse_std(var, epsilon), None, None, x.dtype)

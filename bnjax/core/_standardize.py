@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnjax.core._axes import compute_dtype
+from bnjax.core._checkpoint import name_statistics, remember_inputs
 from bnjax.core._moments import (
     Statistics,
     Sync,
-    compute_statistics,
     merge_devices,
     merge_stack,
+    statistics,
     statistics_tangent,
 )
 from bnjax.core._normalize import (
@@ -25,7 +26,6 @@ from bnjax.core._normalize import (
     inverse_std,
     live_entries,
 )
-from bnjax.core._xla import remember_inputs
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6, 7))
@@ -35,10 +35,15 @@ def standardize(x, mask, scale, bias, axes, epsilon, dtype, sync):
     ``scale`` and ``bias`` (or None) have the rank of ``x``. One function with one rule for the
     whole layer, not a composition of two, so that a half-precision gradient is rounded once.
     """
-    stats = compute_statistics(x.astype(compute_dtype(x.dtype, dtype)), mask, axes, sync)
+    return _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
+
+
+def _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync):
+    wide = x.astype(compute_dtype(x.dtype, dtype))
+    stats = name_statistics(statistics(wide, mask, axes, sync))
     inv_std = inverse_std(stats.var, epsilon, stats.count)
-    centred = centre(x, stats.mean, mask)
-    return affine_of(centred, stats.mean_lo, inv_std, scale, bias).astype(dtype), stats
+    y = affine_of(centre(x, stats.mean, mask), stats.mean_lo, inv_std, scale, bias)
+    return y.astype(dtype), stats
 
 
 @standardize.defjvp
@@ -61,7 +66,8 @@ def _standardize_jvp(axes, epsilon, dtype, sync, primals, tangents):
 
     x, mask, scale, _ = primals
     dx, _, dscale, dbias = tangents
-    y, stats = standardize(*primals, axes, epsilon, dtype, sync)
+    # In the open, so that the policy can keep the statistics and repeat the rest.
+    y, stats = _standardize(*primals, axes, epsilon, dtype, sync)
     return (y, stats), remember_inputs(tangent)(x, mask, scale, stats, dx, dscale, dbias)
 
 

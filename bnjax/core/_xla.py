@@ -1,7 +1,7 @@
-"""What XLA must be told, so that it neither recomputes, contracts nor stores too much.
+"""What XLA must be told, so that it neither recomputes nor contracts what it should not.
 
-None of these functions changes a value that matters; each changes the program made of it. What they
-buy is measured by ``python -m experiments benchmark layer``.
+Neither function changes a value that matters; each changes the program made of it. What they buy
+is measured by ``python -m experiments benchmark layer``.
 """
 
 from __future__ import annotations
@@ -38,14 +38,3 @@ def once(v: jax.Array, like: jax.Array) -> jax.Array:
     if not per_feature or jax.default_backend() != "cpu":
         return v
     return v / (1 + 0 * jnp.minimum(lax.stop_gradient(like), 1)).astype(v.dtype)
-
-
-def remember_inputs(tangent):
-    """Have the backward pass keep the inputs of ``tangent`` and recompute what it derives.
-
-    Without this, reverse mode would store ``x - mean``: a second array of the size of ``x``, in
-    float32 even when ``x`` is bfloat16. Recomputing it costs no pass over memory, since the
-    subtraction is fused with its reader; so there is nothing to protect from common
-    subexpression elimination either.
-    """
-    return jax.checkpoint(tangent, prevent_cse=False)
