@@ -42,6 +42,17 @@ def other_axes(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in axes)
 
 
+def whole_number(value, name: str, least: int) -> int:
+    """``value`` as an int of at least ``least``, or an error that names it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}.") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}.")
+    return number
+
+
 def size_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     """Number of elements that a reduction over ``axes`` combines."""
     return math.prod(shape[a] for a in axes)

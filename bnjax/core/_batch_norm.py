@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 import warnings
 from typing import Literal, NamedTuple, get_args
 
@@ -21,6 +22,7 @@ from bnjax.core._axes import (
     expand,
     other_axes,
     size_of,
+    whole_number,
 )
 from bnjax.core._batch_stats import BatchStats, check_ddof, check_decay, update_batch_stats
 from bnjax.core._moments import (
@@ -95,7 +97,8 @@ def batch_norm(
       bias: β, likewise, or None for 0.
       batch_stats: running statistics, from :func:`bnjax.init_batch_stats`.
       train: True to normalise by the batch, False by ``batch_stats``. A Python bool.
-      decay: weight of the old running value; None averages all updates. May be traced.
+      decay: weight of the old running value; None averages all updates. For a schedule pass a
+        scalar array, perhaps traced: each new Python number compiles a new program.
       epsilon: added to the variance, in units of ``x`` squared.
       axis: the feature axis or axes, which are *kept*: -1 for NHWC and (N, F), 1 for NCHW and
         (N, C, L), (1, 2) to normalise every (channel, row) by itself.
@@ -114,9 +117,10 @@ def batch_norm(
         batches whose sizes differ by one at most. Running statistics get the merged moments.
       update_stats: see the table; None means the same as ``train``.
       skip_nonfinite: a batch with infinite or NaN moments leaves ``batch_stats`` untouched.
-      single_value: what to do in training when each feature has one value only, so that ``y``
-        would be ``bias`` whatever ``x`` is: "error"; "warn" and "allow" compute that; "running"
-        normalises by ``batch_stats`` and leaves them untouched.
+      single_value: what to do in training when each feature has one value only (by the shape of
+        ``x``; a mask is not looked at), so that ``y`` would be ``bias`` whatever ``x`` is:
+        "error"; "warn" and "allow" compute that; "running" normalises by ``batch_stats`` and
+        leaves them untouched.
       unseen: what to do in evaluation when ``batch_stats.count`` is 0: "warn" (where the count
         is known, that is outside ``jit``), "nan" (fill ``y`` with NaN, under ``jit`` too) or
         "allow".
@@ -153,26 +157,30 @@ def batch_norm(
     x = jnp.asarray(x)
     check_inexact(x)
     mask = check_mask(mask, x)
-    kept = canonical_axes(axis, x.ndim, "axis")
-    _check_options(epsilon, decay, ddof, virtual_batch_size, kept, single_value, unseen)
-    _check_switch("train", train)
-    _check_switch("update_stats", update_stats)
-    check_features(jnp.shape(batch_stats.mean), x.shape, kept, "batch_stats.mean")
-    check_features(jnp.shape(batch_stats.var), x.shape, kept, "batch_stats.var")
-    static_decay = decay if isinstance(decay, (int, float)) else None
+    check_decay(decay)
+    check_ddof(ddof)
+    _check_choice("single_value", single_value, get_args(SingleValue))
+    _check_choice("unseen", unseen, get_args(Unseen))
+    static_decay = float(decay) if isinstance(decay, numbers.Real) else None
     traced_decay = decay if static_decay is None else None
     plan = _Plan(
-        kept=kept,
-        epsilon=epsilon,
+        kept=canonical_axes(axis, x.ndim, "axis"),
+        epsilon=check_epsilon(epsilon),
         decay=static_decay,
-        ddof=ddof,
-        debias=debias,
-        virtual_batch_size=virtual_batch_size,
-        skip_nonfinite=skip_nonfinite,
+        ddof=int(ddof),
+        debias=_switch("debias", debias),
+        virtual_batch_size=(
+            None
+            if virtual_batch_size is None
+            else whole_number(virtual_batch_size, "virtual_batch_size", 1)
+        ),
+        skip_nonfinite=_switch("skip_nonfinite", skip_nonfinite),
         sync=canonical_axis_name(axis_name, axis_index_groups),
-        dtype=jnp.dtype(dtype or x.dtype),
+        dtype=_output_dtype(dtype, x),
     )
-    update_stats = train if update_stats is None else update_stats
+    _check_fit(x, batch_stats, plan)
+    train = _switch("train", train)
+    update_stats = train if update_stats is None else _switch("update_stats", update_stats)
 
     if train and _values_a_feature(x.shape, plan) == 1:
         _report_single_value(single_value, x.shape, axis)
@@ -247,31 +255,40 @@ def _update(batch_stats, stats: Statistics, axes, traced_decay, plan: _Plan) -> 
     return jax.lax.stop_gradient(updated)
 
 
-def _check_options(epsilon, decay, ddof, virtual_batch_size, kept, single_value, unseen):
-    check_epsilon(epsilon)
-    check_decay(decay)
-    check_ddof(ddof)
-    _check_choice("single_value", single_value, get_args(SingleValue))
-    _check_choice("unseen", unseen, get_args(Unseen))
-    if virtual_batch_size is None:
-        return
-    if not isinstance(virtual_batch_size, int) or virtual_batch_size < 1:
-        raise ValueError(
-            f"virtual_batch_size must be a positive int or None, got {virtual_batch_size!r}."
+def _check_fit(x, batch_stats, plan: _Plan):
+    if not isinstance(batch_stats, BatchStats):
+        raise TypeError(
+            f"batch_stats must be a bnjax.BatchStats, got {type(batch_stats).__name__}. Make one "
+            "with bnjax.init_batch_stats(num_features), or BatchStats(**d) of a restored dict."
         )
-    if 0 in kept:
+    check_features(jnp.shape(batch_stats.mean), x.shape, plan.kept, "batch_stats.mean")
+    check_features(jnp.shape(batch_stats.var), x.shape, plan.kept, "batch_stats.var")
+    if jnp.ndim(batch_stats.count):
+        check_features(jnp.shape(batch_stats.count), x.shape, plan.kept, "batch_stats.count")
+    if plan.virtual_batch_size is not None and 0 in plan.kept:
         raise ValueError(
             "virtual_batch_size cuts axis 0 into virtual batches, but axis keeps axis 0 as a "
             "feature axis. Move the batch to axis 0, or leave virtual_batch_size=None."
         )
 
 
-def _check_switch(name, value):
+def _output_dtype(dtype, x):
+    dtype = jnp.dtype(x.dtype if dtype is None else dtype)
+    legal = jnp.complexfloating if jnp.iscomplexobj(x) else jnp.inexact
+    if not jnp.issubdtype(dtype, legal):
+        raise ValueError(f"dtype must be {legal.__name__} for x of {x.dtype}, got {dtype}.")
+    return dtype
+
+
+def _switch(name, value) -> bool:
     if isinstance(value, Tracer):
         raise TypeError(
             f"{name} must be a Python bool, got a traced value: the two modes are two programs. "
             f"Make it static, for example with jax.jit(..., static_argnames={name!r})."
         )
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
 
 
 def _check_choice(name, value, legal):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax.core._axes import compute_dtype, real_dtype
+from bnjax.core._axes import compute_dtype, real_dtype, whole_number
 from bnjax.core._moments import Moments
 
 
@@ -59,9 +60,8 @@ def init_batch_stats(num_features, dtype=jnp.float32) -> BatchStats:
 
     Source: PyTorch and Flax start from the same values.
     """
-    shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
-    if any(n < 0 for n in shape):
-        raise ValueError(f"num_features must not be negative, got {num_features!r}.")
+    shape = tuple(num_features) if isinstance(num_features, (tuple, list)) else (num_features,)
+    shape = tuple(whole_number(n, "num_features", 0) for n in shape)
     if compute_dtype(dtype) != jnp.dtype(dtype):
         raise ValueError(
             f"dtype of running statistics must be float32, float64 or complex, got "
@@ -103,14 +103,16 @@ def update_batch_stats(
     Args:
       stats: state before the update.
       moments: of the batch, from :func:`bnjax.moments`, merged if need be.
-      decay: weight of the old value, in [0, 1], or None. A traced scalar is welcome (schedules).
+      decay: weight of the old value, in [0, 1], or None. For a schedule pass a scalar array,
+        perhaps traced: each new Python number compiles a new program where one is compiled.
       ddof: 0 stores the population variance, 1 the sample variance ``m2 / (count - 1)``.
       debias: see above.
       skip_nonfinite: leave everything as it was if any moment is infinite or NaN, as when loss
         scaling overflows. Off by default: then the running statistics turn NaN, visibly.
 
     Returns:
-      The new :class:`BatchStats`, in the dtypes of the old.
+      The new :class:`BatchStats`, in the dtypes of the old (but a complex mean makes it complex:
+      start from ``init_batch_stats(n, complex64)`` where dtypes must not change).
 
     Raises:
       ValueError: ``decay`` lies outside [0, 1] or ``ddof`` is not 0 or 1.
@@ -136,12 +138,14 @@ def update_batch_stats(
     if skip_nonfinite:
         valid &= jnp.all(jnp.isfinite(moments.mean)) & jnp.all(jnp.isfinite(moments.m2))
     weight = _update_weight(stats.count, decay, debias, stats.var.dtype)
+    weight = jnp.where(valid, weight, 0)
 
     def step(old, new):
-        # Not old + w (new - old): with w = 1 the initial variance 1 must leave no trace.
         wide = compute_dtype(old.dtype, new.dtype)
-        w, o, n = weight.astype(wide), old.astype(wide), new.astype(wide)
-        moved = jnp.where(valid, (1 - w) * o + w * n, o)
+        w, o, n = weight.astype(wide), old.astype(wide), jnp.where(valid, new, 0).astype(wide)
+        # This form stays put when n == o; and with w = 1 the initial variance leaves no trace.
+        o = jnp.where(w == 1, 0, o)
+        moved = o + w * (n - o)
         return moved if jnp.iscomplexobj(new) else moved.astype(old.dtype)
 
     seen = jnp.any(valid) if stats.count.ndim == 0 else valid
@@ -168,13 +172,20 @@ def _update_weight(count, decay, debias, dtype):
 
 
 def check_decay(decay) -> None:
-    """Raise ``ValueError`` unless ``decay`` is None, traced, or a number in [0, 1]."""
-    if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
-        raise ValueError(
-            f"decay (momentum in the Flax modules) must lie in [0, 1] or be None (average of all "
-            f"updates), got {decay!r}. It is the weight of the old value: PyTorch's momentum=0.1 "
-            "is decay=0.9."
-        )
+    """Raise unless ``decay`` is None, a number in [0, 1], or a scalar array (perhaps traced)."""
+    if decay is None:
+        return
+    if isinstance(decay, numbers.Real):
+        legal = 0 <= float(decay) <= 1
+    else:
+        legal = isinstance(decay, (jax.Array, np.ndarray)) and decay.ndim == 0
+    if legal:
+        return
+    raise ValueError(
+        "decay (momentum in the Flax modules) must lie in [0, 1] or be None (average of all "
+        f"updates), got {decay!r}. It is the weight of the old value: PyTorch's momentum=0.1 is "
+        "decay=0.9."
+    )
 
 
 def check_ddof(ddof) -> None:

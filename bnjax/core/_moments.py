@@ -31,8 +31,8 @@ class Moments(NamedTuple):
         n = |S|, \qquad \mu = \tfrac1n \sum_{i \in S} x_i, \qquad
         M_2 = \sum_{i \in S} |x_i - \mu|^2, \qquad \mathrm{var} = M_2 / (n - \mathrm{ddof})
 
-    Moments of disjoint sets combine exactly with :func:`merge`; all zeros is its identity. That
-    is what makes masks, virtual batches, micro-batches and devices of unequal size one idea:
+    Moments of disjoint sets combine with :func:`merge`; all zeros is its identity. That is what
+    makes masks, virtual batches, micro-batches and devices of unequal size one idea:
     means are never averaged, moments are merged.
 
     Attributes:
@@ -68,8 +68,9 @@ def merge(a: Moments, b: Moments) -> Moments:
         n = n_a + n_b, \quad \delta = \mu_b - \mu_a, \quad \mu = \mu_a + \delta\, n_b / n, \quad
         M_2 = M_{2,a} + M_{2,b} + |\delta|^2\, n_a n_b / n
 
-    Associative and commutative up to rounding, safe for counts of zero, differentiable. The
-    identity is ``Moments(0., 0., 0.)`` (or zeros of any shape that broadcasts).
+    Associative and commutative up to rounding (of a mean to its dtype: at an offset of 10⁶ standard
+    deviations a float32 mean is off by some hundredths of one), safe for counts of zero,
+    differentiable. The identity is ``Moments(0., 0., 0.)`` (or zeros of any shape that broadcasts).
 
     Args:
       a, b: moments of the same features and dtype.
@@ -119,7 +120,8 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
       axis_name: name or names of mapped axes (``jax.shard_map``, ``jax.vmap``) to merge over.
 
     Returns:
-      :class:`Moments` with the shape of the axes that are left; float32 at least.
+      :class:`Moments` with the shape of the axes that are left; float32 at least. Squares are
+      summed in that dtype: beyond 10¹⁹ in float32 they overflow.
 
     Raises:
       TypeError: ``x`` is integer or boolean, or ``mask`` is not boolean.
@@ -158,8 +160,9 @@ def canonical_axis_name(axis_name, axis_index_groups=None) -> Sync:
     if axis_name is None:
         return Sync()
     names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
-    groups = axis_index_groups and tuple(tuple(int(i) for i in g) for g in axis_index_groups)
-    return Sync(names, groups)
+    if axis_index_groups is None:
+        return Sync(names)
+    return Sync(names, tuple(tuple(int(i) for i in group) for group in axis_index_groups))
 
 
 def devices(sync: Sync) -> int:
@@ -222,7 +225,7 @@ def compute_statistics(x, mask, axes: tuple[int, ...], sync: Sync) -> Statistics
     var = once(jnp.maximum(q - abs_sq(s + (shift - other)), 0), q)
     mean, mean_lo = _double_word(shift, s)
     stats = Statistics(count, once(mean, var), once(mean_lo, var), var)
-    return merge_devices(stats, sync) if sync.axis_name else stats
+    return merge_devices(stats, sync, equal_counts=mask is None) if sync.axis_name else stats
 
 
 def _shift(x, mask, axes, weight):
@@ -234,11 +237,22 @@ def _shift(x, mask, axes, weight):
     three of float32's 24 bits at the very worst, and saves seven eighths of a pass. A mask may
     hide any part of the data, so then all of it is averaged.
     """
-    sampled = next((a for a in axes if x.shape[a] >= 8), None)
-    if mask is None and sampled is not None:
+    sampled = None if mask is not None else _sampled_axis(x, axes)
+    if sampled is not None:
         x = lax.slice_in_dim(x, 0, None, stride=8, axis=sampled)
         weight = jnp.asarray(1 / size_of(x.shape, axes), weight.dtype)
     return pin(_sum(_where(mask, x), axes) * weight.astype(x.dtype))
+
+
+def _sampled_axis(x, axes) -> int | None:
+    """The axis to take every eighth part of, if there is one that is whole on each device."""
+    if 0 in x.shape:
+        return None
+    spec = tuple(jax.typeof(x).sharding.spec) + (None,) * x.ndim
+    # Under jit, axis 0 may be spread over devices without this being known here.
+    whole = [a for a in axes if spec[a] is None and (a > 0 or jax.device_count() == 1)]
+    # A symbolic size (jax.export) is no int and compares with none.
+    return next((a for a in whole if isinstance(x.shape[a], int) and x.shape[a] >= 8), None)
 
 
 def statistics_tangent(x, mask, stats: Statistics, dx, axes, sync: Sync) -> Statistics:
@@ -264,7 +278,8 @@ def _sum_devices(*sums, sync: Sync):
     """Each of ``sums`` over all devices on ``sync``, in one collective."""
     if not sync.axis_name:
         return sums
-    return lax.psum(jnp.stack(sums), sync.axis_name, axis_index_groups=sync.axis_index_groups)
+    stacked, _ = _vary(jnp.stack(sums), sync.axis_name)
+    return lax.psum(stacked, sync.axis_name, axis_index_groups=sync.axis_index_groups)
 
 
 def _count(shape, mask, axes, dtype) -> jax.Array:
@@ -291,15 +306,23 @@ def _double_word(a, b):
     return total, jnp.where(jnp.abs(error) <= noise, 0, error)
 
 
-def merge_devices(local: Statistics, sync: Sync) -> Statistics:
-    """Merge the statistics of all devices on ``sync`` with one all-gather of 3C + 1 numbers."""
+def merge_devices(local: Statistics, sync: Sync, equal_counts: bool) -> Statistics:
+    """Merge the statistics of all devices on ``sync`` with one all-gather.
+
+    Of 3C numbers, and the counts where a mask makes them unequal.
+    """
     dtype = local.mean.dtype
-    packed = _all_gather(jnp.concatenate([v.astype(dtype).ravel() for v in local]), sync)
-    ends = list(itertools.accumulate(v.size for v in local))[:-1]
-    count, mean, mean_lo, var = (
+    travelling = local[1:] if equal_counts else local
+    packed = jnp.concatenate([v.astype(dtype).ravel() for v in travelling])
+    packed = _all_gather(packed, sync)
+    ends = list(itertools.accumulate(v.size for v in travelling))[:-1]
+    parts = [
         part.reshape(len(packed), *v.shape)
-        for part, v in zip(jnp.split(packed, ends, axis=1), local, strict=True)
-    )
+        for part, v in zip(jnp.split(packed, ends, axis=1), travelling, strict=True)
+    ]
+    if equal_counts:
+        parts = [jnp.broadcast_to(local.count, (len(packed), *local.count.shape)), *parts]
+    count, mean, mean_lo, var = parts
     return merge_stack(Statistics(_real(count), mean, mean_lo, _real(var)))
 
 
@@ -323,10 +346,26 @@ def _all_gather(v: jax.Array, sync: Sync) -> jax.Array:
     """``v`` of every device, stacked on a new leading axis."""
     if sync.axis_index_groups is not None:
         return lax.all_gather(v, sync.axis_name, axis_index_groups=sync.axis_index_groups)
-    # Checked shard_map must be told that all devices hold the same, for the statistics to leave
-    # it replicated. Elsewhere (vmap, pmap, unchecked shard_map) nothing is known to vary.
-    checked = jax.typeof(v).manual_axis_type.varying & set(sync.axis_name)
-    return lax.all_gather(v, sync.axis_name, to="invarying" if checked else "varying")
+    mesh_names = jax.sharding.get_abstract_mesh().axis_names
+    mesh = tuple(name for name in sync.axis_name if name in mesh_names)
+    stacked = v[None]
+    for name in sync.axis_name:
+        if name not in mesh:  # an axis of vmap, which gathers one name at a time
+            stacked = lax.all_gather(stacked, name).reshape(-1, *v.shape)
+    if mesh:
+        # Checked shard_map must be told that all devices hold the same, for the statistics to
+        # leave it replicated; unchecked, nothing is known to vary.
+        stacked, checked = _vary(stacked, mesh)
+        stacked = lax.all_gather(stacked, mesh, to="invarying" if checked else "varying")
+    return stacked.reshape(-1, *v.shape)
+
+
+def _vary(v, mesh_names):
+    """``v`` as varying over ``mesh_names``, where shard_map tracks that; and whether it does."""
+    varying = jax.typeof(v).manual_axis_type.varying
+    missing = tuple(name for name in mesh_names if name not in varying)
+    checked = len(missing) < len(mesh_names)
+    return (lax.pcast(v, missing, to="varying") if checked and missing else v), checked
 
 
 def abs_sq(x: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from bnjax.core._axes import (
     Axes,
@@ -30,7 +31,8 @@ def normalize(x, mean, var, *, epsilon: float = 1e-5, axis: Axes = -1) -> jax.Ar
     Args:
       x: floating or complex, any shape.
       mean, var: one entry a feature (the shape of ``x`` on ``axis``), or scalars.
-      epsilon: added to the variance, inside the square root; in units of ``x`` squared.
+      epsilon: added to the variance, inside the square root; in units of ``x`` squared. With 0, a
+        constant feature gives NaN.
       axis: the feature axis or axes of ``x``: -1 for NHWC and (N, F), 1 for NCHW.
 
     Returns:
@@ -54,7 +56,7 @@ def normalize(x, mean, var, *, epsilon: float = 1e-5, axis: Axes = -1) -> jax.Ar
     """
     x, mean, var = jnp.asarray(x), jnp.asarray(mean), jnp.asarray(var)
     check_inexact(x)
-    check_epsilon(epsilon)
+    epsilon = check_epsilon(epsilon)
     kept = canonical_axes(axis, x.ndim, "axis")
     mean, var = expand(mean, x.shape, kept, "mean"), expand(var, x.shape, kept, "var")
     return _normalize(x, mean, var, epsilon)
@@ -103,13 +105,23 @@ def scale_shift(x_hat, scale, bias, *, axis: Axes = -1) -> jax.Array:
     return y.astype(x_hat.dtype)
 
 
-def check_epsilon(epsilon) -> None:
-    """Raise ``ValueError`` unless ``epsilon`` is a non-negative number known at trace time."""
-    if not isinstance(epsilon, (int, float)) or not 0 <= epsilon < float("inf"):
+def check_epsilon(epsilon) -> float:
+    """``epsilon`` as a Python float, or a clear error."""
+    if isinstance(epsilon, Tracer):
+        raise TypeError(
+            "epsilon must be a number known at trace time, got a traced value. Make it a static "
+            "argument of the function under jit."
+        )
+    try:
+        value = float(epsilon)
+    except (TypeError, ValueError):
+        value = -1.0
+    if not 0 <= value < float("inf") or isinstance(epsilon, str):
         raise ValueError(
-            f"epsilon must be a finite non-negative Python number, got {epsilon!r}. "
+            f"epsilon must be a finite non-negative number, got {epsilon!r}. "
             "It is added to the variance; 1e-5 is usual."
         )
+    return value
 
 
 def expand_params(scale, bias, shape, kept, dtype):

@@ -64,10 +64,10 @@ def _standardize_jvp(axes, epsilon, dtype, sync, primals, tangents):
         )  # fmt: skip
         return dy.astype(dtype), dstats
 
-    x, mask, scale, _ = primals
+    x, mask, scale, bias = primals
     dx, _, dscale, dbias = tangents
     # In the open, so that the policy can keep the statistics and repeat the rest.
-    y, stats = _standardize(*primals, axes, epsilon, dtype, sync)
+    y, stats = _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
     return (y, stats), remember_inputs(tangent)(x, mask, scale, stats, dx, dscale, dbias)
 
 
@@ -83,15 +83,17 @@ def standardize_batches(x, mask, scale, bias, axes, epsilon, dtype, sync, virtua
     outputs, stacks = [], []
     for start, groups, size in virtual_batches(x.shape[0], virtual_batch_size):
         cut = functools.partial(_cut, start=start, groups=groups, size=size)
+        inner = tuple(a + 1 for a in axes)
         y, stats = standardize(
-            *map(cut, (x, mask)), *map(_add_axis, (scale, bias)),
-            tuple(a + 1 for a in axes), epsilon, dtype, Sync(),
-        )  # fmt: skip
-        outputs.append(y.reshape(-1, *x.shape[1:]))
+            cut(x), cut(mask), _add_axis(scale), _add_axis(bias), inner, epsilon, dtype, Sync()
+        )
+        outputs.append(y.reshape(groups * size, *x.shape[1:]))
         stacks.append(stats._replace(count=_count_each(stats)))
     stats = merge_stack(jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks))
     y = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs)
-    return y, merge_devices(stats, sync) if sync.axis_name else stats
+    if sync.axis_name:
+        stats = merge_devices(stats, sync, equal_counts=mask is None)
+    return y, stats
 
 
 def virtual_batches(examples: int, virtual_batch_size: int) -> list[tuple[int, int, int]]:

@@ -49,7 +49,8 @@ class BatchNorm(nn.Module):
       force_float32_reductions: False stores ``batch_stats`` in ``param_dtype``, as in Flax.
         Reductions are in float32 at least all the same.
       update_stats: False leaves ``batch_stats`` as they are, whatever normalises.
-      debias: correct the running statistics for their start; adds ``batch_stats/count``.
+      debias: correct the running statistics for their start; adds ``batch_stats/count``, and an
+        evaluation before the first update warns.
       ddof: 1 stores the sample variance in ``batch_stats``, like PyTorch.
       virtual_batch_size: ghost batch norm in training.
       skip_nonfinite: a batch with infinite or NaN moments leaves ``batch_stats`` as they were.
@@ -136,7 +137,7 @@ class BatchNorm(nn.Module):
             update_stats=self.update_stats and not use_running_average and not initializing,
             skip_nonfinite=self.skip_nonfinite,
             single_value="allow" if initializing else self.single_value,
-            unseen="allow",
+            unseen="warn" if "count" in variables and not initializing else "allow",
             dtype=self.dtype or inexact_dtype(x, scale, bias),
         )
         if new is not stats:

@@ -51,7 +51,8 @@ class BatchNorm(nnx.Module):
       rngs: stream ``params`` for the initialisers.
       bias_metadata, scale_metadata: passed on to ``nnx.Param``.
       update_stats: False leaves the running statistics as they are, whatever normalises.
-      debias: correct the running statistics for their start; adds a ``count``.
+      debias: correct the running statistics for their start; adds a ``count``, and an evaluation
+        before the first update warns.
       ddof: 1 stores the sample variance, like PyTorch.
       virtual_batch_size: ghost batch norm in training.
       skip_nonfinite: a batch with infinite or NaN moments leaves the statistics as they were.
@@ -173,7 +174,7 @@ class BatchNorm(nnx.Module):
             update_stats=self.update_stats and not use_running_average,
             skip_nonfinite=self.skip_nonfinite,
             single_value=self.single_value,
-            unseen="allow",
+            unseen="warn" if hasattr(self, "count") else "allow",
             dtype=dtype,
         )
         if new is not stats:

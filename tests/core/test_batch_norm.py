@@ -1,6 +1,7 @@
 """batch_norm: values, state, switches and errors. Derivatives are in test_standardize.py."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,9 +73,11 @@ def test_all_masked_is_finite_and_leaves_the_state(fill):
     jax.tree.map(np.testing.assert_array_equal, stats, bnjax.init_batch_stats(3))
 
 
-def test_empty_batch_leaves_the_state():
-    y, stats, *_ = run(np.zeros((0, 3), np.float32))
-    assert y.shape == (0, 3)
+@pytest.mark.parametrize("shape", [(0, 3), (0, 28, 28, 3), (4, 0, 3)])
+@pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 2}])
+def test_empty_batch_leaves_the_state(shape, options):
+    y, stats, *_ = run(np.zeros(shape, np.float32), **options)
+    assert y.shape == shape
     jax.tree.map(np.testing.assert_array_equal, stats, bnjax.init_batch_stats(3))
 
 
@@ -245,7 +248,14 @@ GOOD = (np.ones((4, 3), np.float32), np.ones(3), np.zeros(3), bnjax.init_batch_s
         ({}, {"ddof": 3}, ValueError, "ddof must be 0"),
         ({}, {"mask": np.ones((4, 1))}, TypeError, "mask must be boolean"),
         ({}, {"mask": np.ones((3, 1), bool)}, ValueError, "mask of shape"),
+        ({3: {"mean": 0}}, {}, TypeError, "must be a bnjax.BatchStats, got dict"),
+        ({}, {"decay": "0.9"}, ValueError, "decay"),
+        ({}, {"decay": np.float32(1.5)}, ValueError, "decay"),
+        ({}, {"decay": np.full(3, 0.9)}, ValueError, "decay"),
+        ({}, {"train": "eval"}, TypeError, "train must be True or False, got 'eval'"),
+        ({}, {"dtype": jnp.int32}, ValueError, "dtype must be inexact"),
         ({}, {"virtual_batch_size": 0}, ValueError, "virtual_batch_size must be"),
+        ({}, {"virtual_batch_size": 1.5}, TypeError, "virtual_batch_size must be an int"),
         ({}, {"virtual_batch_size": 2, "axis": 0}, ValueError, "cuts axis 0"),
         ({}, {"single_value": "no"}, ValueError, "single_value must be one of 'error'"),
         ({}, {"unseen": "no"}, ValueError, "unseen must be one of 'warn'"),
@@ -267,3 +277,27 @@ def test_traced_train_is_explained():
 def test_a_typo_in_axis_name_is_an_error():
     with pytest.raises(NameError, match="unbound axis name: devcies"):
         bnjax.batch_norm(*GOOD, train=True, axis_name="devcies")
+
+
+def test_numpy_scalars_are_numbers():
+    y, stats = bnjax.batch_norm(
+        GOOD[0], None, None, bnjax.init_batch_stats(np.int64(3)), train=np.bool_(True),
+        decay=np.float32(0.9), epsilon=np.float32(1e-5), ddof=np.int64(1),
+        virtual_batch_size=np.int64(2),
+    )  # fmt: skip
+    assert y.shape == (4, 3) and stats.count == 1
+
+
+def test_a_traced_epsilon_is_explained():
+    with pytest.raises(TypeError, match="epsilon must be a number known at trace time"):
+        jax.jit(lambda e: bnjax.batch_norm(*GOOD, train=True, epsilon=e))(1e-5)
+
+
+def test_export_with_a_symbolic_batch():
+    (b,) = jax.export.symbolic_shape("b")
+    fn = jax.jit(lambda x: bnjax.batch_norm(x, *GOOD[1:], train=True))
+    exported = jax.export.export(fn)(jax.ShapeDtypeStruct((b, 3), jnp.float32))
+    x = np.random.default_rng(10).normal(5, 2, (40, 3)).astype(np.float32)
+    y, _ = exported.call(x)
+    want, _ = fn(x)
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)

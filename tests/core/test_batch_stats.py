@@ -44,6 +44,18 @@ def test_identical_batches_evaluate_to_the_batch_itself(steps, scale, options):
     np.testing.assert_allclose(stats.var, batch.var(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("decay", [None, 0.99, 0.9999])
+def test_a_hundred_thousand_identical_batches_do_not_drift(decay):
+    batch = bnjax.Moments(jnp.array(4.0), jnp.array([1000.1]), jnp.array([13.2]))
+
+    def step(stats, _):
+        return bnjax.update_batch_stats(stats, batch, decay=decay, debias=True), None
+
+    stats, _ = jax.lax.scan(step, bnjax.init_batch_stats(1), None, length=100_000)
+    np.testing.assert_allclose(stats.mean, batch.mean, rtol=3e-7)
+    np.testing.assert_allclose(stats.var, batch.var(), rtol=3e-7)
+
+
 def test_cumulative_average_weighs_all_updates_alike():
     batches = np.random.default_rng(0).normal(2, 3, (7, 50, 2)).astype(np.float32)
     stats = bnjax.init_batch_stats(2)
