@@ -26,11 +26,12 @@ from bnjax.core._axes import (
 )
 from bnjax.core._batch_stats import BatchStats, check_ddof, check_decay, update_batch_stats
 from bnjax.core._moments import (
-    Statistics,
+    Moments,
     Sync,
     canonical_axis_name,
     compact,
     devices,
+    known_count,
     statistics,
 )
 from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
@@ -217,7 +218,8 @@ def _train(x, scale, bias, mask, batch_stats, traced_decay, plan: _Plan):
     y, stats = standardize_batches(
         x, mask, scale, bias, axes, plan.epsilon, plan.dtype, plan.sync, plan.virtual_batch_size
     )
-    return y, _update(batch_stats, stats, axes, traced_decay, plan)
+    count = known_count(x.shape, mask, axes, plan.sync)
+    return y, _update(batch_stats, compact(stats, axes, count), traced_decay, plan)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "poison"), inline=True)
@@ -236,17 +238,18 @@ def _track(x, mask, batch_stats, traced_decay, plan: _Plan):
     """Update the running statistics without normalising by the batch."""
     axes = other_axes(plan.kept, x.ndim)
     stats = statistics(x, mask, axes, plan.sync)
-    return _update(batch_stats, stats, axes, traced_decay, plan)
+    count = known_count(x.shape, mask, axes, plan.sync)
+    return _update(batch_stats, compact(stats, axes, count), traced_decay, plan)
 
 
 def _ready_params(x, scale, bias, plan):
     return expand_params(scale, bias, x.shape, plan.kept, compute_dtype(x.dtype, plan.dtype))
 
 
-def _update(batch_stats, stats: Statistics, axes, traced_decay, plan: _Plan) -> BatchStats:
+def _update(batch_stats, moments: Moments, traced_decay, plan: _Plan) -> BatchStats:
     updated = update_batch_stats(
         batch_stats,
-        compact(stats, axes),
+        moments,
         decay=plan.decay if traced_decay is None else traced_decay,
         ddof=plan.ddof,
         debias=plan.debias,

@@ -133,27 +133,34 @@ def update_batch_stats(
     """
     check_decay(decay)
     check_ddof(ddof)
-    stats, moments = jax.tree.map(jnp.asarray, (stats, moments))
-    valid = moments.count > ddof
+    stats = jax.tree.map(jnp.asarray, stats)
+    valid = moments.count > ddof  # a Python bool where the count is known at trace time
     if skip_nonfinite:
         valid &= jnp.all(jnp.isfinite(moments.mean)) & jnp.all(jnp.isfinite(moments.m2))
-    weight = _update_weight(stats.count, decay, debias, stats.var.dtype)
-    weight = jnp.where(valid, weight, 0)
+    weight = _choose(valid, _update_weight(stats.count, decay, debias, stats.var.dtype), 0)
 
     def step(old, new):
         wide = compute_dtype(old.dtype, new.dtype)
-        w, o, n = weight.astype(wide), old.astype(wide), jnp.where(valid, new, 0).astype(wide)
+        o, n = old.astype(wide), _choose(valid, new, jnp.zeros_like(new)).astype(wide)
+        w = weight.astype(wide) if isinstance(weight, jax.Array) else weight
         # This form stays put when n == o; and with w = 1 the initial variance leaves no trace.
-        o = jnp.where(w == 1, 0, o)
+        o = _choose(w == 1, jnp.zeros_like(o), o)
         moved = o + w * (n - o)
         return moved if jnp.iscomplexobj(new) else moved.astype(old.dtype)
 
-    seen = jnp.any(valid) if stats.count.ndim == 0 else valid
+    seen = jnp.any(valid) if stats.count.ndim == 0 else jnp.broadcast_to(valid, stats.count.shape)
     return BatchStats(
-        step(stats.mean, moments.mean),
-        step(stats.var, moments.var(ddof)),
+        step(stats.mean, jnp.asarray(moments.mean)),
+        step(stats.var, jnp.asarray(moments.var(ddof))),
         stats.count + seen.astype(stats.count.dtype),
     )
+
+
+def _choose(condition, a, b):
+    """``where``, decided at once for a condition that is known."""
+    if isinstance(condition, (bool, np.bool_)):
+        return a if condition else b
+    return jnp.where(condition, a, b)
 
 
 def _update_weight(count, decay, debias, dtype):
@@ -162,7 +169,8 @@ def _update_weight(count, decay, debias, dtype):
     if decay is None:
         return 1 / (t + 1)
     if not debias:
-        return jnp.asarray(1 - decay, dtype)
+        known = isinstance(decay, numbers.Real)
+        return 1 - float(decay) if known else jnp.asarray(1 - decay, dtype)
     decay = jnp.asarray(decay, dtype)
     # expm1 keeps the digits of 1 - decay**(t + 1) for decay near 1, where the limit is 1/(t + 1).
     total = -jnp.expm1((t + 1) * jnp.log(decay))

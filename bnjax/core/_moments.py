@@ -21,7 +21,7 @@ from bnjax.core._axes import (
     size_of,
 )
 from bnjax.core._checkpoint import remember_inputs
-from bnjax.core._xla import once, pin
+from bnjax.core._xla import holder, pin
 
 
 class Moments(NamedTuple):
@@ -51,13 +51,15 @@ class Moments(NamedTuple):
     PyTorch and Flax keep no such type; they pass a mean and a variance and lose the count.
     """
 
-    count: jax.Array  # () or (*features)
+    count: jax.Array | float  # () or (*features)
     mean: jax.Array  # (*features)
     m2: jax.Array  # (*features)
 
     def var(self, ddof: int = 0) -> jax.Array:
         """``m2 / (count - ddof)``; 0 where ``count <= ddof``, so it is always finite."""
-        degrees = jnp.asarray(self.count) - ddof
+        degrees = self.count - ddof
+        if isinstance(degrees, (int, float)):  # known at trace time
+            return self.m2 / degrees if degrees > 0 else jnp.zeros_like(self.m2)
         return jnp.where(degrees > 0, self.m2 / jnp.where(degrees > 0, degrees, 1), 0)
 
 
@@ -186,11 +188,17 @@ class Statistics(NamedTuple):
     var: jax.Array
 
 
-def compact(stats: Statistics, axes: tuple[int, ...]) -> Moments:
-    """Statistics as users see them: reduced axes removed, the mean rounded once."""
-    one = stats.count.size == 1
-    count = stats.count.reshape(()) if one else lax.squeeze(stats.count, axes)
-    m2 = lax.squeeze(stats.var * stats.count, axes)
+def compact(stats: Statistics, axes: tuple[int, ...], known: float | None = None) -> Moments:
+    """Statistics as users see them: reduced axes removed, the mean rounded once.
+
+    ``known`` takes the place of the count where that is known at trace time.
+    """
+    if known is not None:
+        count = known
+    else:
+        one = stats.count.size == 1
+        count = stats.count.reshape(()) if one else lax.squeeze(stats.count, axes)
+    m2 = lax.squeeze(stats.var * (stats.count if known is None else known), axes)
     return Moments(count, lax.squeeze(stats.mean, axes), m2)
 
 
@@ -202,29 +210,26 @@ def statistics(x, mask, axes: tuple[int, ...], sync: Sync) -> Statistics:
 
 @statistics.defjvp
 def _statistics_jvp(axes, sync, primals, tangents):
+    def tangent(x, mask, stats, dx):
+        x, dx = x.astype(stats.mean.dtype), dx.astype(stats.mean.dtype)
+        return statistics_tangent(x, mask, stats, dx, axes, sync, holder(stats.var))
+
     x, mask = primals
     stats = statistics(x, mask, axes, sync)
-    tangent = remember_inputs(functools.partial(_statistics_tangent_of, axes=axes, sync=sync))
-    return stats, tangent(x, mask, stats, tangents[0])
-
-
-def _statistics_tangent_of(x, mask, stats, dx, *, axes, sync):
-    dtype = stats.mean.dtype
-    return statistics_tangent(x.astype(dtype), mask, stats, dx.astype(dtype), axes, sync)
+    return stats, remember_inputs(tangent)(x, mask, stats, tangents[0])
 
 
 def compute_statistics(x, mask, axes: tuple[int, ...], sync: Sync) -> Statistics:
     """The corrected two-pass algorithm on ``x`` of compute dtype, merged over ``sync``."""
-    count = _count(x.shape, mask, axes, real_dtype(x.dtype))
-    weight = _reciprocal(count)
+    count, weight = _count_and_weight(x, mask, axes)
     shift = _shift(x, mask, axes, weight)
     # Two sums about two nearby shifts: about one, XLA would store x - shift for both to read.
     other = pin(shift, 2)
-    s = pin(_sum(_where(mask, x - shift), axes) * weight.astype(x.dtype))
-    q = _sum(abs_sq(_where(mask, x - other)), axes) * weight
-    var = once(jnp.maximum(q - abs_sq(s + (shift - other)), 0), q)
+    s = pin(_times(_sum(_where(mask, x - shift), axes), weight))
+    q = _times(_sum(abs_sq(_where(mask, x - other)), axes), weight)
+    var = jnp.maximum(q - abs_sq(s + (shift - other)), 0)
     mean, mean_lo = _double_word(shift, s)
-    stats = Statistics(count, once(mean, var), once(mean_lo, var), var)
+    stats = Statistics(count, holder(q)(mean), mean_lo, var)
     return merge_devices(stats, sync, equal_counts=mask is None) if sync.axis_name else stats
 
 
@@ -240,8 +245,8 @@ def _shift(x, mask, axes, weight):
     sampled = None if mask is not None else _sampled_axis(x, axes)
     if sampled is not None:
         x = lax.slice_in_dim(x, 0, None, stride=8, axis=sampled)
-        weight = jnp.asarray(1 / size_of(x.shape, axes), weight.dtype)
-    return pin(_sum(_where(mask, x), axes) * weight.astype(x.dtype))
+        _, weight = _count_and_weight(x, mask, axes)
+    return pin(_times(_sum(_where(mask, x), axes), weight))
 
 
 def _sampled_axis(x, axes) -> int | None:
@@ -255,7 +260,7 @@ def _sampled_axis(x, axes) -> int | None:
     return next((a for a in whole if isinstance(x.shape[a], int) and x.shape[a] >= 8), None)
 
 
-def statistics_tangent(x, mask, stats: Statistics, dx, axes, sync: Sync) -> Statistics:
+def statistics_tangent(x, mask, stats: Statistics, dx, axes, sync: Sync, hold) -> Statistics:
     r"""Tangents of the statistics, through two sums over the data.
 
     :math:`\dot\mu = \sum \dot x / n` and
@@ -267,9 +272,10 @@ def statistics_tangent(x, mask, stats: Statistics, dx, axes, sync: Sync) -> Stat
     # Not about the mean, for the same reason as above: other kernels read x - mean.
     shift = pin(stats.mean)
     cov = _sum(_inner(_where(mask, x - shift), dx), axes).astype(dx.dtype)
-    dmean, cov = _sum_devices(once(_sum(dx, axes), stats.var), once(cov, stats.var), sync=sync)
-    weight = _reciprocal(stats.count).astype(dx.dtype)
-    dmean, cov = dmean * weight, cov * weight
+    dmean, cov = _sum_devices(hold(_sum(dx, axes)), hold(cov), sync=sync)
+    _, weight = _count_and_weight(x, mask, axes)
+    weight = weight / devices(sync) if isinstance(weight, float) else _reciprocal(stats.count)
+    dmean, cov = _times(dmean, weight), _times(cov, weight)
     dvar = 2 * (_real(cov) - _inner((stats.mean - shift) + stats.mean_lo, dmean))
     return Statistics(jnp.zeros_like(stats.count), dmean, jnp.zeros_like(stats.mean_lo), dvar)
 
@@ -282,16 +288,36 @@ def _sum_devices(*sums, sync: Sync):
     return lax.psum(stacked, sync.axis_name, axis_index_groups=sync.axis_index_groups)
 
 
-def _count(shape, mask, axes, dtype) -> jax.Array:
-    """Elements of ``x`` that count, a feature: a scalar unless the mask tells features apart."""
+def _count_and_weight(x, mask, axes):
+    """Elements of ``x`` that count, a feature, and the weight of each in the mean.
+
+    The count is a scalar unless the mask tells features apart; the weight is a Python float where
+    the count is known at trace time.
+    """
+    dtype = real_dtype(x.dtype)
     if mask is None:
-        return jnp.asarray(size_of(shape, axes), dtype)
-    repeats = size_of(shape, tuple(a for a in axes if mask.shape[a] == 1))
-    kept = other_axes(axes, len(shape))
+        size = size_of(x.shape, axes)
+        count = jnp.asarray(size, dtype)
+        known = isinstance(size, int)  # and not symbolic, as under jax.export
+        return count, (1 / max(size, 1) if known else _reciprocal(count))
+    repeats = size_of(x.shape, tuple(a for a in axes if mask.shape[a] == 1))
     # Integers: a float32 running sum of ones stops growing at 2**24.
     hits = jnp.sum(mask, axes, dtype=jnp.int32, keepdims=True)
     count = hits.astype(dtype) * repeats
-    return count if any(mask.shape[a] != 1 for a in kept) else count.reshape(())
+    if all(mask.shape[a] == 1 for a in other_axes(axes, x.ndim)):
+        count = count.reshape(())
+    return count, _reciprocal(count)
+
+
+def known_count(shape, mask, axes, sync: Sync):
+    """The merged count as a Python float, or None where a mask or a symbolic size decides."""
+    size = size_of(shape, axes)
+    return float(size * devices(sync)) if mask is None and isinstance(size, int) else None
+
+
+def _times(v, weight):
+    """``v * weight``, whatever the dtypes: a float, or a real array beside complex ``v``."""
+    return v * (weight if isinstance(weight, float) else weight.astype(v.dtype))
 
 
 def _double_word(a, b):
@@ -303,7 +329,7 @@ def _double_word(a, b):
     total = a + b
     error = b - (total - a)
     noise = 8 * jnp.finfo(b.dtype).eps * jnp.abs(b)
-    return total, jnp.where(jnp.abs(error) <= noise, 0, error)
+    return total, lax.select(jnp.abs(error) <= noise, jnp.zeros_like(error), error)
 
 
 def merge_devices(local: Statistics, sync: Sync, equal_counts: bool) -> Statistics:

@@ -16,7 +16,7 @@ from bnjax.core._axes import (
     expand,
 )
 from bnjax.core._checkpoint import remember_inputs
-from bnjax.core._xla import once, pin
+from bnjax.core._xla import holder, pin
 
 
 def normalize(x, mean, var, *, epsilon: float = 1e-5, axis: Axes = -1) -> jax.Array:
@@ -152,7 +152,9 @@ def _affine_jvp(dtype, primals, tangents):
         dx, _, dmean, dinv_std, dscale, dbias = tangents
         dx, live = dx.astype(mean.dtype), live_entries(x, mask)
         deviation = deviation_for_tangent(x, mean, None, mask)
-        dy = affine_tangent(*deviation, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live)
+        dy = affine_tangent(
+            *deviation, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live, holder(inv_std)
+        )
         return dy.astype(dtype)
 
     *inputs, bias = primals
@@ -186,14 +188,17 @@ def _where(live, v):
 
 def affine_of(centred, mean_lo, inv_std, scale, bias):
     """``(centred - mean_lo) * inv_std * scale + bias``, the shifts folded into one vector."""
-    gain = once(gain_of(inv_std, scale).astype(centred.dtype), inv_std)
+    hold = holder(inv_std)
+    gain = hold(gain_of(inv_std, scale).astype(centred.dtype))
     shift = bias
     if mean_lo is not None:
         shift = -mean_lo * gain if bias is None else bias - mean_lo * gain
-    return centred * gain if shift is None else centred * gain + once(shift, inv_std)
+    return centred * gain if shift is None else centred * gain + hold(shift)
 
 
-def affine_tangent(centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live):
+def affine_tangent(
+    centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live, hold
+):
     r"""Tangent of :func:`affine_of`, through two vectors and no reduction of its own.
 
     .. math::
@@ -205,16 +210,14 @@ def affine_tangent(centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale
     read of ``x`` and the cotangent gives, and one elementwise pass.
     """
     dtype = centred.dtype
-    gain = once(gain_of(inv_std, scale).astype(dtype), inv_std)
+    gain = hold(gain_of(inv_std, scale).astype(dtype))
     dgain = gain_of(dinv_std, scale).astype(dtype)
     if scale is not None:
         dgain = dgain + inv_std.astype(dtype) * dscale
-    dgain = once(dgain, inv_std)
     u = -gain * dmean - mean_lo * dgain
     if live is None:
-        u = once(u if dbias is None else u + dbias, inv_std)
-        return gain * dx + centred * dgain + u
-    dy = _where(live, gain * dx + centred * dgain + once(u, inv_std))
+        return gain * dx + centred * dgain + (u if dbias is None else u + dbias)
+    dy = _where(live, gain * dx + centred * dgain + u)
     return dy if dbias is None else dy + dbias
 
 

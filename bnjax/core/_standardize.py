@@ -26,6 +26,7 @@ from bnjax.core._normalize import (
     inverse_std,
     live_entries,
 )
+from bnjax.core._xla import holder
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6, 7))
@@ -35,40 +36,43 @@ def standardize(x, mask, scale, bias, axes, epsilon, dtype, sync):
     ``scale`` and ``bias`` (or None) have the rank of ``x``. One function with one rule for the
     whole layer, not a composition of two, so that a half-precision gradient is rounded once.
     """
-    return _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
+    y, stats, _ = _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
+    return y, stats
 
 
 def _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync):
     wide = x.astype(compute_dtype(x.dtype, dtype))
     stats = name_statistics(statistics(wide, mask, axes, sync))
-    inv_std = inverse_std(stats.var, epsilon, stats.count)
+    # Only a mask can leave a feature without data (and an empty batch has no output).
+    inv_std = inverse_std(stats.var, epsilon, None if mask is None else stats.count)
     y = affine_of(centre(x, stats.mean, mask), stats.mean_lo, inv_std, scale, bias)
-    return y.astype(dtype), stats
+    return y.astype(dtype), stats, inv_std
 
 
 @standardize.defjvp
 def _standardize_jvp(axes, epsilon, dtype, sync, primals, tangents):
     """The tangent of the statistics, fed to the tangent of the affine map."""
 
-    def tangent(x, mask, scale, stats, dx, dscale, dbias):
-        dtype_in = stats.mean.dtype
-        x, dx = x.astype(dtype_in), dx.astype(dtype_in)
-        dstats = statistics_tangent(x, mask, stats, dx, axes, sync)
-        inv_std, dinv_std = jax.jvp(
-            lambda var: inverse_std(var, epsilon, stats.count), (stats.var,), (dstats.var,)
-        )
+    def tangent(x, mask, scale, stats, inv_std, dx, dscale, dbias):
+        x, dx = x.astype(stats.mean.dtype), dx.astype(stats.mean.dtype)
+        hold = holder(inv_std)
+        dstats = statistics_tangent(x, mask, stats, dx, axes, sync, hold)
+        # d rsqrt(v) = -1/2 rsqrt(v)**3 dv, and 0 where there are no data.
+        dinv_std = -0.5 * inv_std * inv_std * inv_std * dstats.var
         deviation = deviation_for_tangent(x, stats.mean, stats.mean_lo, mask)
+        live = live_entries(x, mask)
         dy = affine_tangent(
-            *deviation, inv_std, scale,
-            dx, dstats.mean, dinv_std, dscale, dbias, live_entries(x, mask),
-        )  # fmt: skip
+            *deviation, inv_std, scale, dx, dstats.mean, dinv_std, dscale, dbias, live, hold
+        )
         return dy.astype(dtype), dstats
 
     x, mask, scale, bias = primals
     dx, _, dscale, dbias = tangents
     # In the open, so that the policy can keep the statistics and repeat the rest.
-    y, stats = _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
-    return (y, stats), remember_inputs(tangent)(x, mask, scale, stats, dx, dscale, dbias)
+    y, stats, inv_std = _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
+    linear = remember_inputs(tangent)
+    # The variance itself is not read by the tangent, hence not kept.
+    return (y, stats), linear(x, mask, scale, stats, inv_std, dx, dscale, dbias)
 
 
 def standardize_batches(x, mask, scale, bias, axes, epsilon, dtype, sync, virtual_batch_size):

@@ -25,16 +25,20 @@ def pin(v: jax.Array, drop: int = 1) -> jax.Array:
     return lax.reduce_precision(v, exponent_bits=info.nexp, mantissa_bits=info.nmant - drop)
 
 
-def once(v: jax.Array, like: jax.Array) -> jax.Array:
-    """``v``, one entry a feature, computed once and not again for every element of ``x``.
+def holder(like: jax.Array):
+    """A function that has a vector computed once and not again for every element of ``x``.
 
     On CPU, XLA fuses cheap arithmetic on vectors into the loop over ``x`` that reads them, and
     drops optimisation barriers; a division is the one thing it will not repeat. So divide by
     one, in a form it cannot see through: made of ``like``, a real array with an entry a feature
-    that is NaN only where all is lost. Linear in ``v``, so its transpose does the same for the
-    cotangent.
+    that is NaN only where all is lost. Arrays of another shape, or complex, pass through. What is
+    returned is linear, so that its transpose does the same for the cotangent.
     """
-    per_feature = v.shape == like.shape and not jnp.iscomplexobj(v)
-    if not per_feature or jax.default_backend() != "cpu":
-        return v
-    return v / (1 + 0 * jnp.minimum(lax.stop_gradient(like), 1)).astype(v.dtype)
+    if jax.default_backend() != "cpu":
+        return lambda v: v
+    one = 1 + 0 * lax.min(lax.stop_gradient(like), jnp.ones_like(like))
+
+    def hold(v: jax.Array) -> jax.Array:
+        return v / one if (v.shape, v.dtype) == (one.shape, one.dtype) else v
+
+    return hold

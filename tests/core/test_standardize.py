@@ -207,7 +207,8 @@ def test_virtual_batches_spread_the_remainder(examples, size, want):
 
 def test_one_virtual_batch_is_plain_batch_norm():
     x = np.random.default_rng(8).normal(size=(12, 3)).astype(np.float32)
-    np.testing.assert_array_equal(layer(x, None, None, virtual_batch_size=12), layer(x, None, None))
+    y, plain = layer(x, None, None, virtual_batch_size=12), layer(x, None, None)
+    assert testing.relative_error(y, plain) < 3e-7  # two programs, equal to rounding
 
 
 @pytest.mark.parametrize("masked", [False, True])
