@@ -1,14 +1,19 @@
 """Dispatches the commands, and turns what goes wrong into one line and an exit code.
 
 * 0: done
+* 1: done, and a claim of a benchmark failed
 * 2: the user asked for something that cannot be done; nothing was written
 * 130: stopped with Ctrl-C; nothing was written
 """
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from experiments.common.errors import UserError
+
+if TYPE_CHECKING:  # imported late, so that the first line comes at once
+    from experiments.options import Benchmark
 
 USER_ERROR, INTERRUPTED = 2, 130
 EXTRAS = ("matplotlib", "pooch", "rich", "sklearn", "scipy", "tyro")  # of bnjax[experiments]
@@ -17,7 +22,7 @@ EXTRAS = ("matplotlib", "pooch", "rich", "sklearn", "scipy", "tyro")  # of bnjax
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process) and returns its exit code."""
     try:
-        _dispatch(args)
+        return _dispatch(args)
     except UserError as error:
         print("error:", *str(error).split(), file=sys.stderr)  # one line, whatever paths hold
         return USER_ERROR
@@ -29,23 +34,35 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
-def _dispatch(args: Sequence[str] | None) -> None:
+def _dispatch(args: Sequence[str] | None) -> int:
     # Imports wait until here, so that Ctrl-C during a slow one is caught as well.
     from experiments import options
 
     command = options.parse(args)
     if isinstance(command, options.List):
         _list()
-        return
+        return 0
+    if isinstance(command, options.Benchmark):
+        return _benchmark(command, own_process=args is None)
     from experiments import runner
 
     if isinstance(command, options.Run):
         runner.run(command)
     else:
         runner.redraw(command.folder)
+    return 0
+
+
+def _benchmark(command: "Benchmark", own_process: bool) -> int:
+    from experiments.benchmarks import machine
+
+    if own_process:
+        machine.prepare()
+    from experiments.benchmarks import runner
+
+    return runner.run(command)
 
 
 def _list() -> None:

@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
+from experiments.benchmarks import NAMES
 from experiments.common.errors import UserError
 
 PROGRAM = "python -m experiments"
@@ -109,7 +110,32 @@ class Plot:
     """Folder of the result."""
 
 
-Command = Run | List | Plot
+@dataclass(frozen=True)
+class Benchmark:
+    """Measure bnjax beside other libraries, and check what is claimed of it.
+
+    Exits with 1 if a claim fails. An option that means nothing to a benchmark is an error.
+    """
+
+    name: Annotated[Positional[str], _choice(*NAMES)]
+    """What is measured."""
+    shapes: Annotated[str, _choice("quick", "full")] = "full"
+    """A few shapes for a glance, or those that the claims are about."""
+    rounds: Annotated[int | None, _whole(2, 10**6)] = None
+    """Turns of each contestant."""
+    dtype: Annotated[str | None, _choice("float32", "bfloat16")] = None
+    """Of the activations."""
+    axis: Annotated[str | None, _choice("last", "first")] = None
+    """Where the features are: NHWC, or NCHW."""
+    out: Annotated[
+        Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/benchmark-NAME)")
+    ] = None
+    """Folder of the result."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace a finished result in that folder."""
+
+
+Command = Run | List | Plot | Benchmark
 
 
 def parse(args: Sequence[str] | None) -> Command:
@@ -123,6 +149,7 @@ def parse(args: Sequence[str] | None) -> Command:
         Annotated[Run, subcommand("run")]
         | Annotated[List, subcommand("list")]
         | Annotated[Plot, subcommand("plot")]
+        | Annotated[Benchmark, subcommand("benchmark")]
     )
     words = list(sys.argv[1:] if args is None else args)
     complaint = io.StringIO()
@@ -159,5 +186,5 @@ def _one_line(box: str) -> str:
 
 
 def _help(words: list[str]) -> str:
-    known = words[:1] if words[:1] in (["run"], ["list"], ["plot"]) else []
+    known = words[:1] if words[:1] in (["run"], ["list"], ["plot"], ["benchmark"]) else []
     return " ".join([PROGRAM, *known, "--help"])

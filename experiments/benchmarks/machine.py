@@ -1,0 +1,70 @@
+"""The machine and its settings: made alike for all contestants, and written down.
+
+Two things outside the libraries decide most of what a naive benchmark of them measures:
+
+* glibc gives large arrays back to the system after every call and gets them anew, a page fault for
+  every 4 kB; for an array of 25 MB that takes longer than the layer. It is told to keep them.
+* the threads of torch's OpenMP spin for a while after each call, and slow down whoever runs next.
+  They are told to sleep.
+
+Both are read when a process starts, so `prepare` starts the command once more with them set.
+"""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+MARK = "BNJAX_BENCHMARK_PREPARED"
+ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**36),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "OMP_WAIT_POLICY": "passive",
+    "KERAS_BACKEND": "jax",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+}
+
+
+def prepare() -> None:
+    """Starts this process again with ENVIRONMENT, unless that was done."""
+    if os.name != "posix" or MARK in os.environ:
+        return
+    sys.stdout.flush()
+    environment = os.environ | ENVIRONMENT | {MARK: "1"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def describe() -> dict[str, Any]:
+    """What another machine would have to share for its numbers to be comparable."""
+    from experiments.benchmarks.contestants import PACKAGES  # late: `prepare` is to be quick
+
+    return {
+        "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
+        "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+        "peers": {package: _version(package) for _, package in PACKAGES.values()},
+    }
+
+
+def load() -> float | None:
+    """Processes that wanted to run in the last minute, on average; None where not told."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,94 @@
+"""Runs one benchmark from its settings to its figure.
+
+A benchmark is a module of this package with
+
+* `OPTIONS`   the fields of `Settings` that it heeds, besides `shapes`
+* `SHAPES`    the shapes of `--shapes quick` and `full`, and `DEFAULTS`, its `Settings`
+* `CLAIMS`    what it promises, for float32
+* `measure`   `measure(settings, progress)`, yields the records that are logged
+* `estimates` `estimates(records)`, the quantities that claims are about, by name
+* `panels`    `panels(records)`, what is printed and drawn
+"""
+
+import dataclasses
+import time
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from experiments.benchmarks import machine
+from experiments.benchmarks.claims import RULE, Finding, all_hold, check
+from experiments.benchmarks.figure import draw
+from experiments.benchmarks.panels import Panel, claims_table, table
+from experiments.benchmarks.progress import Progress
+from experiments.benchmarks.settings import Settings
+from experiments.common import plots, results
+from experiments.common.errors import UserError
+from experiments.common.progress import make_console
+from experiments.common.records import Record, to_json, without_nan
+from experiments.options import Benchmark
+
+CLAIM_FAILED = 1
+BUSY = 0.5  # processes running beside this one, on average
+
+
+def run(options: Benchmark) -> int:
+    """Measures, checks and draws; returns 0, or 1 if a claim fails."""
+    module = import_module(f"experiments.benchmarks.{options.name}")
+    settings = choose_settings(module, options)
+    out = options.out or Path("runs") / f"benchmark-{options.name}"
+    figure = f"{options.name}.png"
+    results.check_destination(out, options.overwrite, figure)
+
+    console = make_console()
+    started, load = time.monotonic(), machine.load()
+    if load is not None and load > BUSY:
+        console.print(f"load {load}: this machine is busy, which the intervals will show")
+    with results.staged(out) as stage:
+        records = _measure(module, settings, Progress(console), stage / results.METRICS)
+        content = {"benchmark": options.name, "settings": dataclasses.asdict(settings)}
+        content |= results.environment() | machine.describe()
+        content |= {"load_before": load, "seconds": round(time.monotonic() - started, 1)}
+        results.write_json(stage / results.CONFIG, content)
+        panels = module.panels(records)
+        claimed = settings.dtype == "float32"
+        findings = check(module.CLAIMS, module.estimates(records) if claimed else {})
+        results.write_json(stage / results.SUMMARY, _summary(options.name, findings, panels))
+        with plots.style():
+            plots.save(draw(_title(module), panels), stage / figure)
+    for panel in panels:
+        console.print(table(panel))
+    console.print(claims_table(findings))
+    console.print(f"{content['seconds']:.0f} s; see {out / figure}", markup=False)
+    return 0 if all_hold(findings) else CLAIM_FAILED
+
+
+def choose_settings(module: ModuleType, options: Benchmark) -> Settings:
+    """The module's defaults, with what was given on the command line in their place."""
+    given = {name: getattr(options, name) for name in ("rounds", "dtype", "axis")}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in module.OPTIONS:
+            raise UserError(f"--{name} means nothing to benchmark {options.name}")
+    return dataclasses.replace(module.DEFAULTS, shapes=module.SHAPES[options.shapes], **given)
+
+
+def _measure(module: ModuleType, settings: Settings, progress: Progress, path: Path):
+    records: list[Record] = []
+    with path.open("w") as file:
+        for record in module.measure(settings, progress):
+            file.write(to_json(record) + "\n")
+            records.append(record)
+    return records
+
+
+def _summary(name: str, findings: list[Finding], panels: list[Panel]) -> dict[str, Any]:
+    rows = [finding._asdict() for finding in findings]
+    content = {"benchmark": name, "claims": rows, "rule": RULE}
+    return without_nan(content | {"panels": [panel.as_json() for panel in panels]})
+
+
+def _title(module: ModuleType) -> str:
+    """The first line of the module's docstring, up to the colon."""
+    return (module.__doc__ or "").partition("\n")[0].partition(":")[0].rstrip(".")
