@@ -25,17 +25,11 @@ from bnjax.core._axes import (
     whole_number,
 )
 from bnjax.core._batch_stats import BatchStats, check_ddof, check_decay, update_batch_stats
-from bnjax.core._moments import (
-    Moments,
-    Sync,
-    canonical_axis_name,
-    compact,
-    devices,
-    known_count,
-    statistics,
-)
+from bnjax.core._devices import Sync, canonical_axis_name, devices
+from bnjax.core._moments import Moments, compact
 from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
 from bnjax.core._standardize import standardize_batches, virtual_batches
+from bnjax.core._statistics import known_count, statistics
 
 SingleValue = Literal["error", "warn", "allow", "running"]
 Unseen = Literal["warn", "nan", "allow"]

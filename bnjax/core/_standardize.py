@@ -10,14 +10,7 @@ from jax import lax
 
 from bnjax.core._axes import compute_dtype
 from bnjax.core._checkpoint import name_statistics, remember_inputs
-from bnjax.core._moments import (
-    Statistics,
-    Sync,
-    merge_devices,
-    merge_stack,
-    statistics,
-    statistics_tangent,
-)
+from bnjax.core._devices import Sync
 from bnjax.core._normalize import (
     affine_of,
     affine_tangent,
@@ -25,6 +18,13 @@ from bnjax.core._normalize import (
     deviation_for_tangent,
     inverse_std,
     live_entries,
+)
+from bnjax.core._statistics import (
+    Statistics,
+    merge_devices,
+    merge_stack,
+    statistics,
+    statistics_tangent,
 )
 from bnjax.core._xla import holder
 

@@ -1,0 +1,67 @@
+"""Merging over devices: the names of mapped axes, and the two collectives a layer needs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Sync(NamedTuple):
+    """Where statistics are merged across devices (static)."""
+
+    axis_name: tuple = ()
+    axis_index_groups: tuple | None = None
+
+
+def canonical_axis_name(axis_name, axis_index_groups=None) -> Sync:
+    """``axis_name`` (a name, several, or None) as a hashable :class:`Sync`."""
+    if axis_name is None:
+        return Sync()
+    names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    if axis_index_groups is None:
+        return Sync(names)
+    return Sync(names, tuple(tuple(int(i) for i in group) for group in axis_index_groups))
+
+
+def devices(sync: Sync) -> int:
+    """How many devices (or mapped lanes) are merged; known at trace time."""
+    if sync.axis_index_groups is not None:
+        return len(sync.axis_index_groups[0])
+    return lax.axis_size(sync.axis_name) if sync.axis_name else 1
+
+
+def sum_devices(*sums, sync: Sync):
+    """Each of ``sums`` over all devices on ``sync``, in one collective."""
+    if not sync.axis_name:
+        return sums
+    stacked, _ = _vary(jnp.stack(sums), sync.axis_name)
+    return lax.psum(stacked, sync.axis_name, axis_index_groups=sync.axis_index_groups)
+
+
+def all_gather(v: jax.Array, sync: Sync) -> jax.Array:
+    """``v`` of every device, stacked on a new leading axis."""
+    if sync.axis_index_groups is not None:
+        return lax.all_gather(v, sync.axis_name, axis_index_groups=sync.axis_index_groups)
+    mesh_names = jax.sharding.get_abstract_mesh().axis_names
+    mesh = tuple(name for name in sync.axis_name if name in mesh_names)
+    stacked = v[None]
+    for name in sync.axis_name:
+        if name not in mesh:  # an axis of vmap, which gathers one name at a time
+            stacked = lax.all_gather(stacked, name).reshape(-1, *v.shape)
+    if mesh:
+        # Checked shard_map must be told that all devices hold the same, for the statistics to
+        # leave it replicated; unchecked, nothing is known to vary.
+        stacked, checked = _vary(stacked, mesh)
+        stacked = lax.all_gather(stacked, mesh, to="invarying" if checked else "varying")
+    return stacked.reshape(-1, *v.shape)
+
+
+def _vary(v, mesh_names):
+    """``v`` as varying over ``mesh_names``, where shard_map tracks that; and whether it does."""
+    varying = jax.typeof(v).manual_axis_type.varying
+    missing = tuple(name for name in mesh_names if name not in varying)
+    checked = len(missing) < len(mesh_names)
+    return (lax.pcast(v, missing, to="varying") if checked and missing else v), checked
