@@ -91,8 +91,9 @@ def merge(a: Moments, b: Moments) -> Moments:
 def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
     r"""Count, mean and sum of squared deviations of ``x`` over ``axes``.
 
-    The corrected two-pass algorithm: with :math:`K = \mathrm{round}(\sum x / n)` and
-    :math:`d = x - K` (exact or nearly so),
+    The corrected two-pass algorithm: with a shift :math:`K` near the mean (the mean of every
+    eighth part of the data, or of all that a mask leaves) and :math:`d = x - K` (exact or nearly
+    so),
 
     .. math::
         s = \tfrac1n \sum d, \qquad \mu = K + s, \qquad
@@ -125,9 +126,9 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
       >>> print(m.count, m.mean, m.m2)
       3.0 1.000002e+06 2.0
 
-    Source: Chan, Golub & LeVeque (1983), corrected two-pass algorithm, eq. 1.7. PyTorch uses
-    Welford's update, Flax by default the difference of squares, which is 100 % off at an
-    offset of 10⁴ standard deviations.
+    Source: Chan, Golub & LeVeque (1983), corrected two-pass algorithm, eq. 1.7, with a shift that a
+    sample is enough for. PyTorch uses Welford's update, Flax by default the difference of squares,
+    which is 100 % off at an offset of 10⁴ standard deviations.
     """
     x = jnp.asarray(x)
     check_inexact(x)

@@ -48,7 +48,7 @@ def _statistics_jvp(axes, sync, primals, tangents):
 
 
 def compute_statistics(x, mask, axes: tuple[int, ...], sync: Sync) -> Statistics:
-    """The corrected two-pass algorithm on ``x`` of compute dtype, merged over ``sync``."""
+    """The algorithm of :func:`bnjax.moments` on ``x`` of compute dtype, merged over ``sync``."""
     count, weight = _count_and_weight(x, mask, axes)
     shift = _shift(x, mask, axes, weight)
     # Two sums about two nearby shifts: about one, XLA would store x - shift for both to read.

@@ -1,5 +1,6 @@
 """One exam for every layer: each transformation of JAX, in train and evaluation mode."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,7 @@ def setup(layer, dtype=jnp.float32):
 
 
 def close(got, want, rtol=2e-6):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=rtol, atol=rtol), got, want)
+    chex.assert_trees_all_close(got, want, rtol=rtol, atol=rtol)
 
 
 def test_values_match_the_oracle_eager_and_under_jit(layer, train):
@@ -123,7 +124,7 @@ def test_eval_shape_agrees(layer, train):
     x, variables = setup(layer)
     abstract = jax.eval_shape(lambda v, x: layer.apply(v, x, train), variables, x)
     concrete = layer.apply(variables, x, train)
-    jax.tree.map(lambda a, c: (a.shape, a.dtype) == (c.shape, c.dtype) or 1 / 0, abstract, concrete)
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, concrete)
 
 
 def test_no_second_trace(layer, train):
