@@ -136,3 +136,8 @@ def check_mask(mask, x: jax.Array) -> jax.Array | None:
             "mask[:, None]."
         )
     return mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+
+
+def zero_unless(counts: jax.Array | None, v: jax.Array) -> jax.Array:
+    """``v`` where ``counts``, 0 elsewhere; all of ``v`` for None."""
+    return v if counts is None else jnp.where(counts, v, 0)

@@ -26,10 +26,10 @@ from bnjax.core._axes import (
 )
 from bnjax.core._batch_stats import BatchStats, check_ddof, check_decay, update_batch_stats
 from bnjax.core._devices import Sync, canonical_axis_name, devices
-from bnjax.core._moments import Moments, compact
+from bnjax.core._moments import compact
 from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
 from bnjax.core._standardize import standardize_batches, virtual_batches
-from bnjax.core._statistics import known_count, statistics
+from bnjax.core._statistics import Statistics, known_count, statistics
 
 SingleValue = Literal["error", "warn", "allow", "running"]
 Unseen = Literal["warn", "nan", "allow"]
@@ -212,8 +212,7 @@ def _train(x, scale, bias, mask, batch_stats, traced_decay, plan: _Plan):
     y, stats = standardize_batches(
         x, mask, scale, bias, axes, plan.epsilon, plan.dtype, plan.sync, plan.virtual_batch_size
     )
-    count = known_count(x.shape, mask, axes, plan.sync)
-    return y, _update(batch_stats, compact(stats, axes, count), traced_decay, plan)
+    return y, _update(x, mask, batch_stats, stats, traced_decay, plan)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "poison"), inline=True)
@@ -230,20 +229,20 @@ def _evaluate(x, scale, bias, mask, batch_stats, plan: _Plan, poison):
 @functools.partial(jax.jit, static_argnames="plan", inline=True)
 def _track(x, mask, batch_stats, traced_decay, plan: _Plan):
     """Update the running statistics without normalising by the batch."""
-    axes = other_axes(plan.kept, x.ndim)
-    stats = statistics(x, mask, axes, plan.sync)
-    count = known_count(x.shape, mask, axes, plan.sync)
-    return _update(batch_stats, compact(stats, axes, count), traced_decay, plan)
+    stats = statistics(x, mask, other_axes(plan.kept, x.ndim), plan.sync)
+    return _update(x, mask, batch_stats, stats, traced_decay, plan)
 
 
 def _ready_params(x, scale, bias, plan):
     return expand_params(scale, bias, x.shape, plan.kept, compute_dtype(x.dtype, plan.dtype))
 
 
-def _update(batch_stats, moments: Moments, traced_decay, plan: _Plan) -> BatchStats:
+def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan) -> BatchStats:
+    """Move ``batch_stats`` towards the statistics of ``x``; no gradient."""
+    axes = other_axes(plan.kept, x.ndim)
     updated = update_batch_stats(
         batch_stats,
-        moments,
+        compact(stats, axes, known_count(x.shape, mask, axes, plan.sync)),
         decay=plan.decay if traced_decay is None else traced_decay,
         ddof=plan.ddof,
         debias=plan.debias,

@@ -14,6 +14,7 @@ from bnjax.core._axes import (
     check_inexact,
     compute_dtype,
     expand,
+    zero_unless,
 )
 from bnjax.core._checkpoint import remember_inputs
 from bnjax.core._xla import holder, pin
@@ -168,7 +169,7 @@ def live_entries(x, mask):
 
 def centre(x, mean, mask):
     """``x - mean`` in the dtype of ``mean``; the constant 0 where an entry is not live."""
-    return _where(live_entries(x, mask), x.astype(mean.dtype) - mean)
+    return zero_unless(live_entries(x, mask), x.astype(mean.dtype) - mean)
 
 
 def deviation_for_tangent(x, mean, mean_lo, mask):
@@ -180,10 +181,6 @@ def deviation_for_tangent(x, mean, mean_lo, mask):
     shift = pin(mean, 2)
     rest = mean - shift if mean_lo is None else (mean - shift) + mean_lo
     return centre(x, shift, mask), rest
-
-
-def _where(live, v):
-    return v if live is None else jnp.where(live, v, 0)
 
 
 def affine_of(centred, mean_lo, inv_std, scale, bias):
@@ -217,7 +214,7 @@ def affine_tangent(
     u = -gain * dmean - mean_lo * dgain
     if live is None:
         return gain * dx + centred * dgain + (u if dbias is None else u + dbias)
-    dy = _where(live, gain * dx + centred * dgain + u)
+    dy = zero_unless(live, gain * dx + centred * dgain + u)
     return dy if dbias is None else dy + dbias
 
 

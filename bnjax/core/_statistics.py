@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.core._axes import compute_dtype, other_axes, real_dtype, size_of
+from bnjax.core._axes import compute_dtype, other_axes, real_dtype, size_of, zero_unless
 from bnjax.core._checkpoint import remember_inputs
 from bnjax.core._devices import Sync, all_gather, devices, sum_devices
 from bnjax.core._xla import holder, pin
@@ -53,8 +53,8 @@ def compute_statistics(x, mask, axes: tuple[int, ...], sync: Sync) -> Statistics
     shift = _shift(x, mask, axes, weight)
     # Two sums about two nearby shifts: about one, XLA would store x - shift for both to read.
     other = pin(shift, 2)
-    s = pin(_times(_sum(_where(mask, x - shift), axes), weight))
-    q = _times(_sum(abs_sq(_where(mask, x - other)), axes), weight)
+    s = pin(_times(_sum(zero_unless(mask, x - shift), axes), weight))
+    q = _times(_sum(abs_sq(zero_unless(mask, x - other)), axes), weight)
     var = jnp.maximum(q - abs_sq(s + (shift - other)), 0)
     mean, mean_lo = _double_word(shift, s)
     stats = Statistics(count, holder(q)(mean), mean_lo, var)
@@ -74,7 +74,7 @@ def _shift(x, mask, axes, weight):
     if sampled is not None:
         x = lax.slice_in_dim(x, 0, None, stride=8, axis=sampled)
         _, weight = _count_and_weight(x, mask, axes)
-    return pin(_times(_sum(_where(mask, x), axes), weight))
+    return pin(_times(_sum(zero_unless(mask, x), axes), weight))
 
 
 def _sampled_axis(x, axes) -> int | None:
@@ -96,13 +96,13 @@ def statistics_tangent(x, mask, stats: Statistics, dx, axes, sync: Sync, hold) -
     from the rounded mean and corrected afterwards, as in the forward pass. The transpose is one
     elementwise pass; one collective each way.
     """
-    dx = _where(mask, dx)
+    dx = zero_unless(mask, dx)
     # Not about the mean, for the same reason as above: other kernels read x - mean.
     shift = pin(stats.mean)
-    cov = _sum(_inner(_where(mask, x - shift), dx), axes).astype(dx.dtype)
+    cov = _sum(_inner(zero_unless(mask, x - shift), dx), axes).astype(dx.dtype)
     dmean, cov = sum_devices(hold(_sum(dx, axes)), hold(cov), sync=sync)
-    _, weight = _count_and_weight(x, mask, axes)
-    weight = weight / devices(sync) if isinstance(weight, float) else reciprocal(stats.count)
+    known = known_count(x.shape, mask, axes, sync)
+    weight = reciprocal(stats.count) if known is None else 1 / max(known, 1)
     dmean, cov = _times(dmean, weight), _times(cov, weight)
     dvar = 2 * (_real(cov) - _inner((stats.mean - shift) + stats.mean_lo, dmean))
     return Statistics(jnp.zeros_like(stats.count), dmean, jnp.zeros_like(stats.mean_lo), dvar)
@@ -206,10 +206,6 @@ def _real(x):
 
 def _sum(x, axes):
     return jnp.sum(x, axes, keepdims=True)
-
-
-def _where(mask, x):
-    return x if mask is None else jnp.where(mask, x, 0)
 
 
 def reciprocal(count):

@@ -33,7 +33,7 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
     ends = np.array([[bar.low, bar.high] for _, bar in bars]).T
     errors = np.nan_to_num(np.abs(ends - values))
     rows, colors = np.arange(len(bars)), [_color(name) for name, _ in bars]
-    _scale(ax, values + errors[1])
+    _scale(ax, values - errors[0], values + errors[1])
     ax.barh(rows, np.nan_to_num(values), xerr=errors, color=colors, ecolor=GREY, height=0.7)
     ax.set_yticks(rows, [name for name, _ in bars])
     for row, (_, bar) in enumerate(bars):
@@ -54,14 +54,16 @@ def _write(ax: Axes, row: int, bar: Estimate) -> None:
     ax.annotate(text, (end, row), xytext=(4, 0), **options)
 
 
-def _scale(ax: Axes, values: np.ndarray) -> None:
-    finite = values[np.isfinite(values) & (values > 0)]
+def _scale(ax: Axes, lows: np.ndarray, highs: np.ndarray) -> None:
+    finite = highs[np.isfinite(highs) & (highs > 0)]
     largest = float(finite.max(initial=1e-9))
     if len(finite) and largest / finite.min() > MANY_DECADES:
         ax.set_xscale("log")
         ax.set_xlim(float(finite.min()) / 3, largest * 30)
     else:
-        ax.set_xlim(0, largest * 1.35)
+        # A share of time may come out below 0: its interval must be seen whole.
+        lowest = float(np.nanmin(lows, initial=0))
+        ax.set_xlim(lowest * 1.1, largest * 1.35)
 
 
 def _color(name: str) -> str:
