@@ -144,7 +144,8 @@ def inverse_std(var, epsilon, count=None):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(6,))
 def affine(x, mask, mean, inv_std, scale, bias, dtype):
     """``(x - mean) * inv_std * scale + bias`` in the dtype of ``mean``, rounded once."""
-    return affine_of(centre(x, mean, mask), None, inv_std, scale, bias).astype(dtype)
+    y = affine_of(centre(x, mean, mask), None, inv_std, scale, bias, live_entries(x, mask))
+    return y.astype(dtype)
 
 
 @affine.defjvp
@@ -183,14 +184,19 @@ def deviation_for_tangent(x, mean, mean_lo, mask):
     return centre(x, shift, mask), rest
 
 
-def affine_of(centred, mean_lo, inv_std, scale, bias):
-    """``(centred - mean_lo) * inv_std * scale + bias``, the shifts folded into one vector."""
+def affine_of(centred, mean_lo, inv_std, scale, bias, live):
+    """``(centred - mean_lo) * inv_std * scale + bias``, the shifts folded into one vector.
+
+    An entry that is not ``live`` is ``bias`` to the last bit, whatever ``mean_lo`` is.
+    """
     hold = holder(inv_std)
     gain = hold(gain_of(inv_std, scale).astype(centred.dtype))
-    shift = bias
-    if mean_lo is not None:
-        shift = -mean_lo * gain if bias is None else bias - mean_lo * gain
-    return centred * gain if shift is None else centred * gain + hold(shift)
+    shift = None if mean_lo is None else -mean_lo * gain
+    if live is None:
+        parts = [v for v in (shift, bias) if v is not None]
+        return centred * gain + hold(sum(parts[1:], parts[0])) if parts else centred * gain
+    y = zero_unless(live, centred * gain if shift is None else centred * gain + hold(shift))
+    return y if bias is None else y + bias
 
 
 def affine_tangent(

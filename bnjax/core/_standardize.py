@@ -45,7 +45,8 @@ def _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync):
     stats = name_statistics(statistics(wide, mask, axes, sync))
     # Only a mask can leave a feature without data (and an empty batch has no output).
     inv_std = inverse_std(stats.var, epsilon, None if mask is None else stats.count)
-    y = affine_of(centre(x, stats.mean, mask), stats.mean_lo, inv_std, scale, bias)
+    centred, live = centre(x, stats.mean, mask), live_entries(x, mask)
+    y = affine_of(centred, stats.mean_lo, inv_std, scale, bias, live)
     return y.astype(dtype), stats, inv_std
 
 

@@ -57,6 +57,16 @@ def test_masks_of_any_shape_hide_nan(shape):
     assert np.isfinite(stats.mean).all() and np.isfinite(stats.var).all()
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+def test_a_masked_entry_that_is_not_finite_is_bias_to_the_last_bit(offset):
+    # The part of the mean below its last bit must not show where x plays no part.
+    rng = np.random.default_rng(11)
+    x = rng.normal(offset, 1, (33, 3)).astype(np.float32)
+    x[::5] = np.nan
+    y, _, _, bias = run(x, mask=np.isfinite(x))
+    np.testing.assert_array_equal(y[::5], np.broadcast_to(bias, (7, 3)))
+
+
 def test_finite_masked_entries_are_normalised_like_the_rest():
     x = np.random.default_rng(2).normal(2, 3, (8, 3)).astype(np.float32)
     mask = np.arange(8)[:, None] < 5

@@ -10,7 +10,6 @@ import pytest
 import bnjax
 from bnjax import testing
 
-RNG = np.random.default_rng(0)
 KINDS = {"auto": jax.sharding.AxisType.Auto, "explicit": jax.sharding.AxisType.Explicit}
 
 
@@ -26,8 +25,9 @@ def close(got, want):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(8, 3), (32, 3), (32, 8, 8, 3), (64, 9, 3), (1024, 4)])
 def test_a_sharded_batch_needs_no_axis_name(kind, shape):
+    rng = np.random.default_rng(0)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(KINDS[kind],))
-    x = RNG.normal(100, 2, shape).astype(np.float32)
+    x = rng.normal(100, 2, shape).astype(np.float32)
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
     close(jax.jit(layer)(sharded), layer(x))
     close(layer(sharded), layer(x))
@@ -37,9 +37,10 @@ def test_a_sharded_batch_needs_no_axis_name(kind, shape):
 
 
 def test_features_sharded_on_an_explicit_mesh_with_replicated_state():
+    rng = np.random.default_rng(0)
     kinds = (KINDS["explicit"],) * 2
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds)
-    x = RNG.normal(size=(32, 6)).astype(np.float32)
+    x = rng.normal(size=(32, 6)).astype(np.float32)
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data", "model")))
     stats = jax.device_put(bnjax.init_batch_stats(6), jax.NamedSharding(mesh, jax.P()))
     got = bnjax.batch_norm(sharded, None, None, stats, train=True)
@@ -48,7 +49,8 @@ def test_features_sharded_on_an_explicit_mesh_with_replicated_state():
 
 @pytest.mark.parametrize("order", [("i", "j"), ("j", "i")])
 def test_several_axes_of_nested_vmaps(order):
-    z = RNG.normal(3, 2, (2, 3, 8, 4)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    z = rng.normal(3, 2, (2, 3, 8, 4)).astype(np.float32)
     fn = lambda x: layer(x, axis_name=order)  # noqa: E731
     y, stats = jax.vmap(jax.vmap(fn, axis_name="j"), axis_name="i")(z)
     want, want_stats = layer(z.reshape(-1, 4))
@@ -67,8 +69,9 @@ def mesh():
 
 @pytest.mark.parametrize("checked", [True, False])
 def test_several_mesh_axes_with_unequal_masks(mesh, checked):
-    x = RNG.normal(1e4, 1, (32, 3)).astype(np.float32)
-    mask = RNG.random((32, 1)) < 0.4
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e4, 1, (32, 3)).astype(np.float32)
+    mask = rng.random((32, 1)) < 0.4
     mask[:4] = False  # a shard without any data
     x = np.where(mask, x, np.nan)
     specs = {"in_specs": jax.P(("a", "b")), "out_specs": (jax.P(("a", "b")), jax.P())}
@@ -82,17 +85,19 @@ def test_several_mesh_axes_with_unequal_masks(mesh, checked):
 
 
 def test_an_axis_along_which_the_data_are_equal(mesh):
-    x = RNG.normal(5, 1, (32, 3)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.normal(5, 1, (32, 3)).astype(np.float32)
     specs = {"in_specs": jax.P("a"), "out_specs": (jax.P("a"), jax.P())}
     fn = map_over(mesh, lambda x: layer(x, axis_name=("a", "b")), **specs)
     close(fn(x), layer(x))
-    weights = RNG.normal(size=x.shape).astype(np.float32)
+    weights = rng.normal(size=x.shape).astype(np.float32)
     grads = [jax.grad(lambda x, f=f: jnp.sum(weights * f(x)[0]))(x) for f in (fn, layer)]
     close(*grads)
 
 
 def test_features_sharded_under_shard_map_leave_the_count_replicated(mesh):
-    x = RNG.normal(5, 1, (32, 6)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.normal(5, 1, (32, 6)).astype(np.float32)
     stats = bnjax.BatchStats(jax.P("b"), jax.P("b"), jax.P())
 
     def local(x):
