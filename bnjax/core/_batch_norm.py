@@ -204,7 +204,7 @@ class _Plan(NamedTuple):
     dtype: jnp.dtype
 
 
-@functools.partial(jax.jit, static_argnames="plan", inline=True)
+@functools.partial(jax.jit, static_argnames="plan")
 def _train(x, scale, bias, mask, batch_stats, traced_decay, plan: _Plan):
     """Normalise by the batch; the output and the updated running statistics."""
     scale, bias = _ready_params(x, scale, bias, plan)
@@ -215,7 +215,7 @@ def _train(x, scale, bias, mask, batch_stats, traced_decay, plan: _Plan):
     return y, _update(x, mask, batch_stats, stats, traced_decay, plan)
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "poison"), inline=True)
+@functools.partial(jax.jit, static_argnames=("plan", "poison"))
 def _evaluate(x, scale, bias, mask, batch_stats, plan: _Plan, poison):
     """Normalise by the running statistics; NaN if ``poison`` and there are none."""
     dtype = compute_dtype(x.dtype, plan.dtype)
@@ -226,7 +226,7 @@ def _evaluate(x, scale, bias, mask, batch_stats, plan: _Plan, poison):
     return affine(x, mask, mean, inverse_std(var, plan.epsilon), scale, bias, plan.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="plan", inline=True)
+@functools.partial(jax.jit, static_argnames="plan")
 def _track(x, mask, batch_stats, traced_decay, plan: _Plan):
     """Update the running statistics without normalising by the batch."""
     stats = statistics(x, mask, other_axes(plan.kept, x.ndim), plan.sync)

@@ -136,7 +136,7 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
     return _moments(x, check_mask(mask, x), axes, canonical_axis_name(axis_name))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def _moments(x, mask, axes, sync) -> Moments:
     return compact(statistics(x, mask, axes, sync), axes)
 

@@ -63,7 +63,7 @@ def normalize(x, mean, var, *, epsilon: float = 1e-5, axis: Axes = -1) -> jax.Ar
     return _normalize(x, mean, var, epsilon)
 
 
-@functools.partial(jax.jit, static_argnums=3, inline=True)
+@functools.partial(jax.jit, static_argnums=3)
 def _normalize(x, mean, var, epsilon):
     dtype = compute_dtype(x.dtype)
     return affine(x, None, mean.astype(dtype), inverse_std(var, epsilon), None, None, x.dtype)

@@ -15,6 +15,8 @@ from bnjax.core._checkpoint import remember_inputs
 from bnjax.core._devices import Sync, all_gather, devices, sum_devices
 from bnjax.core._xla import holder, pin
 
+SMALL = 2**16  # elements, below which a sample saves no run time but still costs compile time
+
 
 class Statistics(NamedTuple):
     """What the normalisation uses: moments with the mean held to twice the precision.
@@ -68,7 +70,7 @@ def _shift(x, mask, axes, weight):
     ``sqrt((1 - f) / f)`` standard deviations of the mean of all, whatever the data: for
     ``f = 1/8`` the sum of squares about it is at most eight times that about the mean. That costs
     three of float32's 24 bits at the very worst, and saves seven eighths of a pass. A mask may
-    hide any part of the data, so then all of it is averaged.
+    hide any part of the data, so then all of it is averaged; as is an array too small to gain.
     """
     sampled = None if mask is not None else _sampled_axis(x, axes)
     if sampled is not None:
@@ -79,13 +81,14 @@ def _shift(x, mask, axes, weight):
 
 def _sampled_axis(x, axes) -> int | None:
     """The axis to take every eighth part of, if there is one that is whole on each device."""
-    if 0 in x.shape:
+    # A symbolic size (jax.export) is no int and compares with none.
+    known = all(isinstance(size, int) for size in x.shape)
+    if not known or x.size < SMALL:
         return None
     spec = tuple(jax.typeof(x).sharding.spec) + (None,) * x.ndim
     # Under jit, axis 0 may be spread over devices without this being known here.
     whole = [a for a in axes if spec[a] is None and (a > 0 or jax.device_count() == 1)]
-    # A symbolic size (jax.export) is no int and compares with none.
-    return next((a for a in whole if isinstance(x.shape[a], int) and x.shape[a] >= 8), None)
+    return next((a for a in whole if x.shape[a] >= 8), None)
 
 
 def statistics_tangent(x, mask, stats: Statistics, dx, axes, sync: Sync, hold) -> Statistics:

@@ -61,9 +61,10 @@ def test_moments_stay_accurate_at_any_offset_with_an_outlier_first(size, offset,
 def test_a_sample_that_misses_the_mean_by_as_much_as_can_be(offset):
     # The shift is the mean of every eighth example. Let just these hold all the outliers: the sum
     # of squares about it is eight times the variance, which costs three bits of the variance.
-    x = np.random.default_rng(6).normal(offset, 1e-3, (80_008, 2)).astype(np.float32)
-    x[::8] += 1
-    assert_moments(jax.jit(bnjax.moments, static_argnums=1)(x, 0), testing.moments(x, 0), 3e-6)
+    x = np.random.default_rng(6).normal(offset, 1e-3, (1, 80_008, 2)).astype(np.float32)
+    x[:, ::8] += 1
+    got = jax.jit(bnjax.moments, static_argnums=1)(x, (0, 1))
+    assert_moments(got, testing.moments(x, (0, 1)), 3e-6)
 
 
 def test_thirty_million_elements_a_feature():
