@@ -1,13 +1,16 @@
 """bnjax: batch normalisation for JAX, accurate, fast and explicit.
 
 The functional core is here and needs jax alone. ``bnjax.linen`` and ``bnjax.nnx`` hold drop-in
-Flax modules, ``bnjax.testing`` the float64 reference; import them by name.
+Flax modules, ``bnjax.training`` the step around them, ``bnjax.testing`` the float64 reference;
+import them by name.
 """
 
 from bnjax.core import (
     BatchStats,
     Moments,
+    PendingUpdate,
     batch_norm,
+    begin_update,
     init_batch_stats,
     merge,
     moments,
@@ -22,7 +25,9 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchStats",
     "Moments",
+    "PendingUpdate",
     "batch_norm",
+    "begin_update",
     "init_batch_stats",
     "merge",
     "moments",

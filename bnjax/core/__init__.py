@@ -9,11 +9,14 @@ from bnjax.core._batch_stats import BatchStats, init_batch_stats, update_batch_s
 from bnjax.core._checkpoint import save_norm_statistics
 from bnjax.core._moments import Moments, merge, moments
 from bnjax.core._normalize import normalize, scale_shift
+from bnjax.core._pending_update import PendingUpdate, begin_update
 
 __all__ = [
     "BatchStats",
     "Moments",
+    "PendingUpdate",
     "batch_norm",
+    "begin_update",
     "init_batch_stats",
     "merge",
     "moments",

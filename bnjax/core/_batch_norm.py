@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -28,6 +29,7 @@ from bnjax.core._batch_stats import BatchStats, check_ddof, check_decay, update_
 from bnjax.core._devices import Sync, canonical_axis_name, devices
 from bnjax.core._moments import compact
 from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
+from bnjax.core._pending_update import PendingUpdate, add_to_update
 from bnjax.core._standardize import standardize_batches, virtual_batches
 from bnjax.core._statistics import Statistics, known_count, statistics
 
@@ -39,7 +41,7 @@ def batch_norm(
     x,
     scale,
     bias,
-    batch_stats: BatchStats,
+    batch_stats: BatchStats | PendingUpdate,
     *,
     train: bool,
     decay: float | jax.Array | None = 0.99,
@@ -56,7 +58,7 @@ def batch_norm(
     unseen: Unseen = "warn",
     dtype=None,
     axis_index_groups=None,
-) -> tuple[jax.Array, BatchStats]:
+) -> tuple[jax.Array, BatchStats | PendingUpdate]:
     r"""Normalise each feature of ``x`` over the batch, or by running statistics.
 
     .. math::
@@ -90,7 +92,8 @@ def batch_norm(
       x: floating or complex, for example ``(N, F)``, ``(N, L, C)``, ``(N, H, W, C)``.
       scale: γ, shape ``(*features)``, a scalar, or None for 1.
       bias: β, likewise, or None for 0.
-      batch_stats: running statistics, from :func:`bnjax.init_batch_stats`.
+      batch_stats: running statistics, from :func:`bnjax.init_batch_stats`; or a
+        :class:`bnjax.PendingUpdate` of them, where several batches make one update.
       train: True to normalise by the batch, False by ``batch_stats``. A Python bool.
       decay: weight of the old running value; None averages all updates. For a schedule pass a
         scalar array, perhaps traced: each new Python number compiles a new program.
@@ -173,7 +176,8 @@ def batch_norm(
         sync=canonical_axis_name(axis_name, axis_index_groups),
         dtype=_output_dtype(dtype, x),
     )
-    _check_fit(x, batch_stats, plan)
+    before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
+    _check_fit(x, before, plan)
     train = _switch("train", train)
     update_stats = train if update_stats is None else _switch("update_stats", update_stats)
 
@@ -185,8 +189,8 @@ def batch_norm(
         y, updated = _train(x, scale, bias, mask, batch_stats, traced_decay, plan)
         return y, updated if update_stats else batch_stats
     if unseen == "warn":
-        _warn_if_unseen(batch_stats)
-    y = _evaluate(x, scale, bias, mask, batch_stats, plan, unseen == "nan")
+        _warn_if_unseen(before)
+    y = _evaluate(x, scale, bias, mask, before, plan, unseen == "nan")
     return y, _track(x, mask, batch_stats, traced_decay, plan) if update_stats else batch_stats
 
 
@@ -237,10 +241,12 @@ def _ready_params(x, scale, bias, plan):
     return expand_params(scale, bias, x.shape, plan.kept, compute_dtype(x.dtype, plan.dtype))
 
 
-def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan) -> BatchStats:
+def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
     """Move ``batch_stats`` towards the statistics of ``x``; no gradient."""
     axes = other_axes(plan.kept, x.ndim)
-    updated = update_batch_stats(
+    pending = isinstance(batch_stats, PendingUpdate)
+    update: Callable = add_to_update if pending else update_batch_stats
+    updated = update(
         batch_stats,
         compact(stats, axes, known_count(x.shape, mask, axes, plan.sync)),
         decay=plan.decay if traced_decay is None else traced_decay,

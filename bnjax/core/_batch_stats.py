@@ -136,7 +136,7 @@ def update_batch_stats(
     stats = jax.tree.map(jnp.asarray, stats)
     valid = moments.count > ddof  # a Python bool where the count is known at trace time
     if skip_nonfinite:
-        valid &= jnp.all(jnp.isfinite(moments.mean)) & jnp.all(jnp.isfinite(moments.m2))
+        valid &= all_finite(moments)
     weight = _choose(valid, _update_weight(stats.count, decay, debias, stats.var.dtype), 0)
 
     def step(old, new):
@@ -154,6 +154,11 @@ def update_batch_stats(
         step(stats.var, jnp.asarray(moments.var(ddof))),
         stats.count + seen.astype(stats.count.dtype),
     )
+
+
+def all_finite(moments: Moments):
+    """Whether every moment is finite."""
+    return jnp.all(jnp.isfinite(moments.mean)) & jnp.all(jnp.isfinite(moments.m2))
 
 
 def _choose(condition, a, b):

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jax.nn import initializers
 
-from bnjax.core import BatchStats, batch_norm
+from bnjax.core import BatchStats, PendingUpdate, batch_norm
 from bnjax.core._axes import at_least_float32, canonical_axes, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
 
@@ -118,12 +118,17 @@ class BatchNorm(nn.Module):
         scale = self._param("scale", self.use_scale, self.scale_init, shape)
         bias = self._param("bias", self.use_bias, self.bias_init, shape)
         variables, stats = self._batch_stats(shape)
+        # There only where the caller opened an update: see bnjax.training.begin_update.
+        pending = None
+        if self.has_variable("batch_moments", "pending"):
+            pending = self.variable("batch_moments", "pending")
+        state = stats if pending is None else pending.value
         initializing = self.is_initializing()
         y, new = batch_norm(
             x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32),
             scale,
             bias,
-            stats,
+            state,
             train=not use_running_average,
             decay=self.momentum,
             epsilon=self.epsilon,
@@ -140,9 +145,12 @@ class BatchNorm(nn.Module):
             unseen="warn" if "count" in variables and not initializing else "allow",
             dtype=self.dtype or inexact_dtype(x, scale, bias),
         )
-        if new is not stats:
+        if new is not state:
+            if pending is not None:
+                pending.value = new
+            after = new.after if isinstance(new, PendingUpdate) else new
             for name, variable in variables.items():
-                variable.value = getattr(new, name)
+                variable.value = getattr(after, name)
         return y
 
     @nn.nowrap

@@ -14,7 +14,7 @@ from flax.nnx.module import first_from
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
-from bnjax.core import BatchStats, batch_norm
+from bnjax.core import BatchStats, PendingUpdate, batch_norm
 from bnjax.core._axes import at_least_float32, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
 
@@ -73,6 +73,8 @@ class BatchNorm(nnx.Module):
     Source: Ioffe & Szegedy (2015), Algorithms 1 and 2. PyTorch stores the sample variance
     (``ddof=1``) and calls the weight of the *new* value ``momentum``.
     """
+
+    pending: nnx.Variable  # only inside bnjax.nnx.one_update
 
     def __init__(
         self,
@@ -155,12 +157,14 @@ class BatchNorm(nnx.Module):
             ),
         )
         stats = self._batch_stats()
+        pending = getattr(self, "pending", None)
+        state = stats if pending is None else pending.get_value()
         x, scale, bias, dtype = self._promoted(jnp.asarray(x), stats)
         y, new = batch_norm(
             x,
             scale,
             bias,
-            stats,
+            state,
             train=not use_running_average,
             decay=self.momentum,
             epsilon=self.epsilon,
@@ -177,10 +181,13 @@ class BatchNorm(nnx.Module):
             unseen="warn" if hasattr(self, "count") else "allow",
             dtype=dtype,
         )
-        if new is not stats:
+        if new is not state:
+            if pending is not None:
+                pending.set_value(new)
+            after = new.after if isinstance(new, PendingUpdate) else new
             for name in ("mean", "var", "count"):
                 if hasattr(self, name):
-                    getattr(self, name).set_value(getattr(new, name))
+                    getattr(self, name).set_value(getattr(after, name))
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
@@ -193,6 +200,7 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
     def _batch_stats(self) -> BatchStats:
+        """The running statistics as the state of the functional core."""
         count = self.count[...] if hasattr(self, "count") else np.zeros((), np.int32)
         mean, var = at_least_float32(self.mean[...]), at_least_float32(self.var[...])
         return BatchStats(mean, var, count)

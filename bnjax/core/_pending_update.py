@@ -1,0 +1,83 @@
+"""One update of the running statistics out of several batches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bnjax.core._batch_stats import BatchStats, all_finite, update_batch_stats
+from bnjax.core._moments import Moments, merge
+
+
+class PendingUpdate(NamedTuple):
+    r"""Running statistics in the middle of a step that is made of several batches.
+
+    Each batch merges its moments; the update is always the one that all batches so far would
+    have made together:
+
+    .. math::
+        M \leftarrow M \oplus M_B, \qquad \mathrm{after} = \mathrm{update}(\mathrm{before}, M)
+
+    with :math:`\oplus` = :func:`bnjax.merge`. So ``k`` micro-batches, or several forward passes
+    of one step, move the running statistics once, and as far as one batch of all examples does.
+
+    Pass it to :func:`bnjax.batch_norm` in place of ``batch_stats``; it comes back in its place.
+
+    Attributes:
+      before: :class:`bnjax.BatchStats` as they were before the step.
+      moments: :class:`bnjax.Moments` of all batches of the step so far.
+      after: :class:`bnjax.BatchStats` to go on with after the step.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> stats, x = bnjax.init_batch_stats(1), jnp.array([[1.0], [3.0], [11.0], [13.0]])
+      >>> pending = bnjax.begin_update(stats)
+      >>> for micro in (x[:2], x[2:]):
+      ...     y, pending = bnjax.batch_norm(micro, None, None, pending, train=True, decay=0.9)
+      >>> _, whole = bnjax.batch_norm(x, None, None, stats, train=True, decay=0.9)
+      >>> print(pending.after.mean, whole.mean, pending.after.count)
+      [0.7] [0.7] 1
+
+    Source: Chan, Golub & LeVeque (1983) for the merge. PyTorch and Flax have nothing like it:
+    there ``k`` micro-batches are ``k`` updates, and the spread of their means is lost from the
+    variance.
+    """
+
+    before: BatchStats
+    moments: Moments
+    after: BatchStats
+
+
+def begin_update(batch_stats: BatchStats) -> PendingUpdate:
+    """Open an update of ``batch_stats`` that several batches will make together.
+
+    Args:
+      batch_stats: running statistics before the step.
+
+    Returns:
+      :class:`PendingUpdate` without any batch: its ``after`` is ``batch_stats``.
+
+    Example:
+      >>> import bnjax
+      >>> pending = bnjax.begin_update(bnjax.init_batch_stats(2))
+      >>> print(pending.moments.count, pending.after.count)
+      0.0 0
+
+    Source: see :class:`PendingUpdate`.
+    """
+    mean, var = jnp.asarray(batch_stats.mean), jnp.asarray(batch_stats.var)
+    each = jnp.zeros(jnp.shape(batch_stats.count), var.dtype)
+    nothing = Moments(each, jnp.zeros_like(mean), jnp.zeros_like(var))
+    return PendingUpdate(batch_stats, nothing, batch_stats)
+
+
+def add_to_update(pending: PendingUpdate, moments: Moments, **options) -> PendingUpdate:
+    """``pending`` with one batch more; ``options`` are those of ``update_batch_stats``."""
+    merged = merge(pending.moments, moments)
+    if options["skip_nonfinite"]:
+        keep = all_finite(moments)
+        merged = jax.tree.map(lambda m, p: jnp.where(keep, m, p), merged, pending.moments)
+    after = update_batch_stats(pending.before, merged, **options)
+    return PendingUpdate(pending.before, merged, after)

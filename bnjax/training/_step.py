@@ -1,0 +1,172 @@
+"""One training step and one evaluation, as pure functions to import, or to read and copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnjax.training._begin_update import begin_update
+from bnjax.training._state import TrainState
+
+Metrics = dict[str, jax.Array]
+# (params, collections, batch, train) -> (loss, (collections, metrics))
+LossFn = Callable[
+    [Any, dict[str, Any], Any, bool], tuple[jax.Array, tuple[dict[str, Any], Metrics]]
+]
+
+
+def train_step(
+    state: TrainState,
+    batch: Any,
+    loss_fn: LossFn,
+    *,
+    micro_batches: int = 1,
+    skip_nonfinite: bool = False,
+    axis_name: Any = None,
+) -> tuple[TrainState, Metrics]:
+    r"""One step of the optimizer, with one update of the running statistics.
+
+    With ``k`` = ``micro_batches`` the batch is cut into ``k`` equal parts, run one after the other,
+    so that only one part's activations are in memory:
+
+    .. math::
+        L = \tfrac1k \sum_j L_j, \qquad
+        M = M_1 \oplus \dots \oplus M_k \ (\text{:func:`bnjax.merge`})
+
+    Each part is normalised by itself, like a virtual batch; the running statistics of bnjax's
+    modules make *one* update, by the merged moments (other libraries' modules make ``k``).
+
+    Pure and free of Python state: use it under ``jax.jit`` (the state may be donated),
+    ``jax.lax.scan``, ``jax.vmap`` over seeds, or ``jax.shard_map``.
+
+    Args:
+      state: before the step.
+      batch: pytree of arrays with examples on axis 0.
+      loss_fn: ``loss_fn(params, collections, batch, train)`` returns
+        ``(loss, (collections, metrics))``. ``collections`` is the dict of Flax collections to read
+        and, in training, to update: pass all of it to ``apply`` and name all of it ``mutable``.
+        It holds ``batch_stats``, and ``batch_moments`` where micro-batches share an update.
+      micro_batches: number of parts; it must divide the number of examples.
+      skip_nonfinite: if loss, a gradient or a running statistic is infinite or NaN, change
+        nothing but ``step`` and ``skipped``. Off by default: then all turns NaN, visibly.
+      axis_name: mesh axis or axes over which the batch is split, under ``jax.shard_map`` with
+        its default ``check_vma=True``: loss, metrics and gradients are then means over all. Give
+        the same name to the norm layers for statistics of the whole batch.
+
+    Returns:
+      ``(state, metrics)``: metrics are ``loss`` and those of ``loss_fn``, averaged over parts.
+
+    Raises:
+      ValueError: ``micro_batches`` is not positive or does not divide the batch.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from bnjax.linen import BatchNorm
+      >>> from bnjax.training import TrainState, train_step
+      >>> model, x = BatchNorm(momentum=0.9), jnp.array([[1.0], [3.0], [11.0], [13.0]])
+      >>> def loss_fn(params, collections, batch, train):
+      ...     y, collections = model.apply(
+      ...         {"params": params, **collections}, batch["x"], use_running_average=not train,
+      ...         mutable=list(collections) if train else [])
+      ...     return jnp.mean((y - batch["target"]) ** 2), (collections, {})
+      >>> variables = model.init(jax.random.key(0), x, use_running_average=False)
+      >>> state = TrainState.create(**variables, tx=optax.sgd(0.1))
+      >>> step = jax.jit(train_step, static_argnums=2, static_argnames="micro_batches")
+      >>> state, metrics = step(state, {"x": x, "target": x}, loss_fn, micro_batches=2)
+      >>> print(state.step, state.batch_stats["mean"])
+      1 [0.7]
+
+    Source: Ioffe & Szegedy (2015), Algorithm 2, lines 1-6. PyTorch and Flax leave the step to the
+    user; accumulating gradients there updates the statistics ``k`` times.
+    """
+
+    def mean_loss(params, collections, batch):
+        loss, (collections, metrics) = loss_fn(params, collections, batch, True)
+        return _mean(loss, axis_name), (collections, _mean(metrics, axis_name))
+
+    grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
+    if micro_batches == 1:
+        collections = {"batch_stats": state.batch_stats}
+        (loss, (collections, metrics)), grads = grad_fn(state.params, collections, batch)
+    else:
+        loss, collections, metrics, grads = _accumulate(grad_fn, state, batch, micro_batches)
+    batch_stats = collections.get("batch_stats", state.batch_stats)
+    new = state.apply_gradients(grads, batch_stats)
+    if skip_nonfinite:
+        new = _unless_nonfinite(state, new, (loss, grads, batch_stats))
+    return new, {"loss": loss, **metrics}
+
+
+def eval_step(state: TrainState, batch: Any, loss_fn: LossFn, *, axis_name: Any = None) -> Metrics:
+    """Loss and metrics of ``batch`` by the running statistics; nothing is updated.
+
+    Args:
+      state: parameters and running statistics.
+      batch, loss_fn, axis_name: as in :func:`train_step`; called with ``train=False``.
+
+    Returns:
+      ``loss`` and the metrics of ``loss_fn``; means over ``axis_name``, so give each device as
+      many examples, or return sums and counts as metrics.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from bnjax.training import TrainState, eval_step
+      >>> state = TrainState.create(params=jnp.array(2.0), tx=optax.sgd(0.1))
+      >>> def loss_fn(params, collections, batch, train):
+      ...     return jnp.mean((batch - params) ** 2), (collections, {"bias": jnp.mean(batch)})
+      >>> print(eval_step(state, jnp.array([1.0, 3.0]), loss_fn))
+      {'loss': Array(1., dtype=float32), 'bias': Array(2., dtype=float32)}
+
+    Source: Ioffe & Szegedy (2015), Algorithm 2, lines 8-11.
+    """
+    loss, (_, metrics) = loss_fn(state.params, {"batch_stats": state.batch_stats}, batch, False)
+    return _mean({"loss": loss, **metrics}, axis_name)
+
+
+def _accumulate(grad_fn, state, batch, micro_batches):
+    """Loss, collections, metrics and gradients of all parts of ``batch``."""
+    parts = jax.tree.map(lambda v: _split(v, micro_batches), batch)
+    collections = {
+        "batch_stats": state.batch_stats,
+        "batch_moments": begin_update(state.batch_stats),
+    }
+
+    def body(collections, part):
+        (loss, (collections, metrics)), grads = grad_fn(state.params, collections, part)
+        return collections, (loss, metrics, grads)
+
+    def add(carry, part):
+        collections, sums = carry
+        collections, more = body(collections, part)
+        return (collections, jax.tree.map(jnp.add, sums, more)), None
+
+    # The first part outside of the scan says what is to be summed.
+    first, rest = jax.tree.map(lambda v: v[0], parts), jax.tree.map(lambda v: v[1:], parts)
+    (collections, sums), _ = lax.scan(add, body(collections, first), rest)
+    loss, metrics, grads = jax.tree.map(lambda v: v / micro_batches, sums)
+    return loss, collections, metrics, grads
+
+
+def _split(v, micro_batches):
+    if micro_batches < 1 or v.shape[0] % micro_batches:
+        raise ValueError(
+            f"micro_batches={micro_batches} must be positive and divide the {v.shape[0]} examples "
+            f"of the batch (an array of shape {v.shape})."
+        )
+    return v.reshape(micro_batches, v.shape[0] // micro_batches, *v.shape[1:])
+
+
+def _mean(tree, axis_name):
+    return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+
+def _unless_nonfinite(old: TrainState, new: TrainState, watched) -> TrainState:
+    """``new``, or where anything ``watched`` is not finite ``old`` with the step counted."""
+    leaves = [v for v in jax.tree.leaves(watched) if jnp.issubdtype(v.dtype, jnp.inexact)]
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in leaves]))
+    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    return kept.replace(step=new.step, skipped=old.skipped + (~finite).astype(jnp.int32))
