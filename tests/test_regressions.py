@@ -205,6 +205,16 @@ COVERED_ELSEWHERE = {
     "test_vmap_scan_eval_shape_jit_and_grad",
     "pytorch#4534, tensorflow#34062": "tests.core.test_batch_norm:"
     "test_one_value_a_feature_must_be_a_choice",
+    "flax#2417, pytorch PR#36382, #36530, #64039": "tests.core.test_devices:"
+    "test_everything_equals_one_device_at_a_large_offset",
+    "pytorch#96136, sam#17": "tests.training.test_begin_update:"
+    "test_a_layer_called_twice_updates_once_by_both",
+    "pytorch#88474, under a training step": "tests.training.test_step:"
+    "test_pytorch_88474_a_batch_of_nan_is_skipped_and_counted",
+    "orbax#1305, flax#5030": "tests.training.test_state:"
+    "test_orbax_1305_flax_5030_restores_equal_types_and_integer_keys",
+    "optax#25": "tests.training.test_by_path:"
+    "test_optax_25_weight_decay_leaves_scale_and_bias_alone",
     "tabnet#384": "tests.core.test_standardize:test_virtual_batches_spread_the_remainder",
     "keras#15790": "tests.core.test_standardize:test_virtual_batches_are_not_applied_in_evaluation",
 }

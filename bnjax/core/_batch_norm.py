@@ -173,7 +173,7 @@ def batch_norm(
             else whole_number(virtual_batch_size, "virtual_batch_size", 1)
         ),
         skip_nonfinite=_switch("skip_nonfinite", skip_nonfinite),
-        sync=canonical_axis_name(axis_name, axis_index_groups),
+        sync=canonical_axis_name(x, axis_name, axis_index_groups),
         dtype=_output_dtype(dtype, x),
     )
     before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats

@@ -133,7 +133,7 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
     x = jnp.asarray(x)
     check_inexact(x)
     axes = canonical_axes(axes, x.ndim, "axes")
-    return _moments(x, check_mask(mask, x), axes, canonical_axis_name(axis_name))
+    return _moments(x, check_mask(mask, x), axes, canonical_axis_name(x, axis_name))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,9 @@ def standardize_batches(x, mask, scale, bias, axes, epsilon, dtype, sync, virtua
     if mask is not None:
         mask = jnp.broadcast_to(mask, x.shape[:1] + mask.shape[1:])
     outputs, stacks = [], []
-    for start, groups, size in virtual_batches(x.shape[0], virtual_batch_size):
+    runs = virtual_batches(x.shape[0], virtual_batch_size)
+    _check_explicit_sharding(x, runs, virtual_batch_size)
+    for start, groups, size in runs:
         cut = functools.partial(_cut, start=start, groups=groups, size=size)
         inner = tuple(a + 1 for a in axes)
         y, stats = standardize(
@@ -111,6 +114,25 @@ def virtual_batches(examples: int, virtual_batch_size: int) -> list[tuple[int, i
     size, longer = divmod(examples, number)
     runs = [(0, longer, size + 1), (longer * (size + 1), number - longer, size)]
     return [run for run in runs if run[1]]
+
+
+def _check_explicit_sharding(x, runs, virtual_batch_size):
+    """On an explicit mesh JAX moves no data of its own accord, so virtual batches must not cross
+    from one device to the next."""
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[0] if sharding.spec else None
+    if names is None or runs == [(0, 1, x.shape[0])]:
+        return
+    names = names if isinstance(names, tuple) else (names,)
+    shards = math.prod(sharding.mesh.shape[name] for name in names)
+    if len(runs) > 1 or runs[0][1] % shards:
+        raise ValueError(
+            f"virtual_batch_size={virtual_batch_size} cuts the {x.shape[0]} examples of x into "
+            f"{sum(groups for _, groups, _ in runs)} virtual batches that cross the {shards} "
+            f"shards of axis 0 (explicit mesh axes {names}). Choose one that divides the "
+            f"{x.shape[0] // shards} examples of a shard, gather x with jax.reshard, or use a "
+            "mesh of AxisType.Auto."
+        )
 
 
 def _cut(v, start, groups, size):

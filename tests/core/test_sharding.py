@@ -36,6 +36,27 @@ def test_a_sharded_batch_needs_no_axis_name(kind, shape):
     assert not moved  # sums over devices, and no data
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_virtual_batches_of_a_sharded_batch(kind):
+    x = np.random.default_rng(0).normal(100, 2, (32, 3)).astype(np.float32)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(KINDS[kind],), devices=jax.devices()[:4])
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+
+    def run(x, size):
+        return layer(x, virtual_batch_size=size)
+
+    for size in (4, 8, 32):
+        close(run(sharded, size), run(x, size))
+    alone = jax.jit(lambda x: run(x, 4)[0]).lower(sharded).compile().as_text()
+    assert not re.findall(r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", alone)
+    if kind == "auto":
+        close(run(sharded, 5), run(x, 5))
+        return
+    for size in (5, 16):
+        with pytest.raises(ValueError, match=r"cross the 4 shards of axis 0.*divides the 8"):
+            run(sharded, size)
+
+
 def test_features_sharded_on_an_explicit_mesh_with_replicated_state():
     rng = np.random.default_rng(0)
     kinds = (KINDS["explicit"],) * 2
