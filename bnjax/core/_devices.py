@@ -21,15 +21,15 @@ def canonical_axis_name(x, axis_name, axis_index_groups=None) -> Sync:
     if axis_name is None:
         return Sync()
     names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    tracked = jax.typeof(x).manual_axis_type.varying  # by checked shard_map
     if axis_index_groups is not None:
-        return Sync(names, _groups(axis_index_groups, names))
+        return Sync(names, _groups(axis_index_groups, names, tracked))
     # Over one device there is nothing to merge. Only checked shard_map must see a collective, or
     # it takes the statistics to differ from device to device.
-    tracked = jax.typeof(x).manual_axis_type.varying
     return Sync(tuple(n for n in names if lax.axis_size(n) > 1 or n in tracked))
 
 
-def _groups(groups, names) -> tuple:
+def _groups(groups, names, tracked) -> tuple:
     """``groups`` as tuples, where JAX can merge within them; or a clear error."""
     size = lax.axis_size(names)
     groups = tuple(tuple(int(i) for i in group) for group in groups)
@@ -39,13 +39,14 @@ def _groups(groups, names) -> tuple:
             f"axis_index_groups must cut the {size} indices of axis_name={names} into groups of "
             f"equal size, got {[list(group) for group in groups]}."
         )
-    if len(names) > 1 or names[0] not in jax.sharding.get_abstract_mesh().axis_names:
+    mesh = jax.sharding.get_abstract_mesh().axis_names
+    if len(names) > 1 or names[0] not in mesh or names[0] in tracked:
         shape = (len(groups), size // len(groups))
         raise ValueError(
-            "axis_index_groups needs a single axis_name of jax.pmap or jax.shard_map, got "
-            f"{names}. Give the groups an axis of their own instead: "
-            f"jax.make_mesh({shape}, ('group', 'member')) (or two nested vmaps of these sizes), "
-            "with axis_name='member'."
+            "axis_index_groups needs a single axis_name, of jax.pmap or of "
+            f"jax.shard_map(check_vma=False), got {names}. Give the groups an axis of their own "
+            f"instead: jax.make_mesh({shape}, ('group', 'member')) (or two nested vmaps of these "
+            "sizes), with axis_name='member'."
         )
     return groups
 

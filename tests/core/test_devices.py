@@ -153,6 +153,8 @@ def test_modules_take_groups_under_pmap_and_show_the_mesh_form_elsewhere(make):
     assert testing.relative_error(y[2:].reshape(-1, FEATURES), want) < 1e-6
     with pytest.raises(ValueError, match=r"make_mesh\(\(2, 2\), \('group', 'member'\)\)"):
         jax.vmap(layer, axis_name="d")(x)
+    with pytest.raises(ValueError, match=r"make_mesh\(\(2, 2\), \('group', 'member'\)\)"):
+        jax.shard_map(layer, mesh=mesh(4), in_specs=P("d"), out_specs=P("d"))(x)
 
 
 def test_sub_groups_are_mesh_axes():
