@@ -7,6 +7,7 @@ least as large as an activation. A kernel that reads only a part of its operand 
 
 import math
 import re
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-done"}
@@ -31,16 +32,24 @@ def count_passes(text: str, elements: int) -> Passes:
     """Passes over arrays of at least so many `elements`, in `compiled.as_text()`."""
     large: dict[str, int] = {}  # instruction: how many of its results are large
     reads = writes = 0
-    for name, type_, kind, rest in _instructions(text):
+    for name, type_, kind, rest in instructions(_entry(text)):
         large[name] = sum(n >= elements for n in _sizes(type_))
         if kind not in FREE:
-            reads += sum(large.get(operand, 0) for operand in _operands(rest))
+            reads += sum(large.get(operand, 0) for operand in operands(rest))
             writes += large[name]
     return Passes(reads, writes)
 
 
-def _instructions(text: str):
-    """Name, type, kind and the rest of the line, for each line of the entry computation."""
+def instructions(lines: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Name, type, kind and the rest of the line, for each line that defines an instruction."""
+    for line in lines:
+        match = DEFINITION.match(re.sub(r"/\*.*?\*/", "", line))
+        if match:
+            yield match.groups()
+
+
+def _entry(text: str) -> Iterator[str]:
+    """The lines of the entry computation."""
     lines = iter(text.splitlines())
     for line in lines:
         if line.startswith("ENTRY"):
@@ -48,12 +57,10 @@ def _instructions(text: str):
     for line in lines:
         if line.startswith("}"):
             return
-        match = DEFINITION.match(re.sub(r"/\*.*?\*/", "", line))
-        if match:
-            yield match.groups()
+        yield line
 
 
-def _operands(rest: str) -> list[str]:
+def operands(rest: str) -> list[str]:
     """The names between the parenthesis of the kind and the one that closes it."""
     depth = 1
     for i, letter in enumerate(rest):

@@ -1,4 +1,7 @@
-"""Batch norm as each JAX library has it: one builder a library, from a `Problem` to a `Layer`."""
+"""Batch norm as each JAX library has it: one builder a library, from a `Problem` to a `Layer`.
+
+With `axis_name` a layer merges its statistics over the devices of that mesh axis.
+"""
 
 import functools
 import importlib
@@ -10,12 +13,11 @@ import jax.numpy as jnp
 from experiments.benchmarks.problem import DECAY, EPSILON, Layer, Problem
 
 
-def core(problem: Problem) -> Layer:
+def core(problem: Problem, **options) -> Layer:
     import bnjax
 
-    apply = functools.partial(
-        bnjax.batch_norm, decay=DECAY, epsilon=EPSILON, axis=problem.axis, unseen="allow"
-    )
+    options |= {"axis": problem.axis, "decay": DECAY, "epsilon": EPSILON}
+    apply = functools.partial(bnjax.batch_norm, unseen="allow", **options)
 
     def train(x, scale, bias, stats):
         return apply(x, scale, bias, stats, train=True)
@@ -47,11 +49,11 @@ def linen(problem: Problem, *, library: str, **options) -> Layer:
     return Layer(train, evaluate, {"mean": jnp.zeros(features), "var": jnp.ones(features)})
 
 
-def nnx(problem: Problem, *, library: str) -> Layer:
+def nnx(problem: Problem, *, library: str, **options) -> Layer:
     from flax import nnx
 
     module = importlib.import_module(library).BatchNorm
-    options = {"axis": problem.axis, "momentum": DECAY, "epsilon": EPSILON}
+    options |= {"axis": problem.axis, "momentum": DECAY, "epsilon": EPSILON}
     layer = module(problem.scale.size, dtype=problem.x.dtype, **options, rngs=nnx.Rngs(0))
     graph, _, start = nnx.split(layer, nnx.Param, nnx.BatchStat)
 
@@ -70,18 +72,20 @@ def nnx(problem: Problem, *, library: str) -> Layer:
     return Layer(train, evaluate, start)
 
 
-def haiku(problem: Problem) -> Layer:
+def haiku(problem: Problem, axis_name: str | None = None) -> Layer:
     import haiku
 
     layout = "channels_first" if problem.axis == 1 and problem.x.ndim > 2 else "channels_last"
     options = {"decay_rate": DECAY, "eps": EPSILON, "data_format": layout}
 
-    def forward(x, is_training):
+    def forward(x, is_training, axis_name=axis_name):
+        options["cross_replica_axis"] = axis_name
         layer = haiku.BatchNorm(create_scale=True, create_offset=True, **options)
         return layer(x, is_training)
 
     net = haiku.transform_with_state(forward)
-    params, state = jax.jit(net.init, static_argnums=2)(None, problem.x, True)
+    # Outside the mesh, where no axis has a name.
+    params, state = jax.jit(net.init, static_argnums=(2, 3))(None, problem.x, True, None)
     like = params["batch_norm"]["scale"]
 
     def bind(scale, bias):

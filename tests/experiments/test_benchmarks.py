@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import NAMES, contestants, figure, floor, layer, runner
+from experiments.benchmarks import NAMES, contestants, devices, figure, floor, layer, runner
 from experiments.benchmarks.claims import FAILS, HOLDS, SKIPPED, UNDECIDED, Claim, all_hold, check
 from experiments.benchmarks.contestants import PACKAGES, installed, train_step
 from experiments.benchmarks.hlo import count_passes
@@ -37,14 +37,20 @@ SMALL = {
     "compile": Settings(((4, 3),), rounds=2),
     "memory": Settings(((32, 8, 8, 16),)),
     "accuracy": Settings(((97, 3),)),
+    "devices": Settings(((8, 3, 3, 5),), rounds=2),
 }
 EXTRA = {"network": {"widths": (4,), "blocks": 1}, "compile": {"depth": 2}}
 FEWER = {  # parts of a benchmark left out here, for their compilations take long
     "network": {"DTYPES": ("bfloat16",)},
     "memory": {"LAYERS": {n: contestants.LAYERS[n] for n in ("bnjax", "flax linen", "equinox")}},
     "accuracy": {"OFFSETS": (0.0, 1e6)},
+    "devices": {
+        "WAYS": {n: devices.WAYS[n] for n in ("bnjax", devices.EACH, devices.MERGED, "flax linen")},
+        "DEVICES": (2,),
+    },
 }
-COUNTED = ("memory", "accuracy")  # exact: what they claim holds at any size and on any machine
+# Exact: what they claim holds at any size and on any machine.
+COUNTED = ("memory", "accuracy", "devices")
 
 
 @pytest.mark.parametrize("name", NAMES)
