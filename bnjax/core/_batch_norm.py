@@ -30,7 +30,7 @@ from bnjax.core._devices import Sync, canonical_axis_name, devices
 from bnjax.core._moments import compact
 from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
 from bnjax.core._pending_update import PendingUpdate, add_to_update
-from bnjax.core._standardize import standardize_batches, virtual_batches
+from bnjax.core._standardize import Rule, standardize_batches, virtual_batches
 from bnjax.core._statistics import Statistics, known_count, statistics
 
 SingleValue = Literal["error", "warn", "allow", "running"]
@@ -213,9 +213,8 @@ def _train(x, scale, bias, mask, batch_stats, traced_decay, plan: _Plan):
     """Normalise by the batch; the output and the updated running statistics."""
     scale, bias = _ready_params(x, scale, bias, plan)
     axes = other_axes(plan.kept, x.ndim)
-    y, stats = standardize_batches(
-        x, mask, scale, bias, axes, plan.epsilon, plan.dtype, plan.sync, plan.virtual_batch_size
-    )
+    rule = Rule(axes, plan.epsilon, plan.dtype, plan.sync)
+    y, stats = standardize_batches(x, mask, scale, bias, None, rule, plan.virtual_batch_size)
     return y, _update(x, mask, batch_stats, stats, traced_decay, plan)
 
 

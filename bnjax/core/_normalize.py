@@ -187,15 +187,18 @@ def deviation_for_tangent(x, mean, mean_lo, mask):
 def affine_of(centred, mean_lo, inv_std, scale, bias, live):
     """``(centred - mean_lo) * inv_std * scale + bias``, the shifts folded into one vector.
 
-    An entry that is not ``live`` is ``bias`` to the last bit, whatever ``mean_lo`` is.
+    An entry that is not ``live`` is ``bias`` to the last bit, whatever ``mean_lo`` is. Where
+    ``scale`` varies along axes that ``inv_std`` does not (layer norm), it is a factor of its own.
     """
     hold = holder(inv_std)
-    gain = hold(gain_of(inv_std, scale).astype(centred.dtype))
+    aligned = of_same_features(inv_std, scale)
+    gain = hold(gain_of(inv_std, scale if aligned else None).astype(centred.dtype))
     shift = None if mean_lo is None else -mean_lo * gain
-    if live is None:
+    if live is None and aligned and of_same_features(inv_std, bias):
         parts = [v for v in (shift, bias) if v is not None]
         return centred * gain + hold(sum(parts[1:], parts[0])) if parts else centred * gain
     y = zero_unless(live, centred * gain if shift is None else centred * gain + hold(shift))
+    y = y if aligned else y * scale
     return y if bias is None else y + bias
 
 
@@ -213,15 +216,26 @@ def affine_tangent(
     read of ``x`` and the cotangent gives, and one elementwise pass.
     """
     dtype = centred.dtype
-    gain = hold(gain_of(inv_std, scale).astype(dtype))
-    dgain = gain_of(dinv_std, scale).astype(dtype)
-    if scale is not None:
+    aligned = of_same_features(inv_std, scale)
+    inner = scale if aligned else None
+    gain = hold(gain_of(inv_std, inner).astype(dtype))
+    dgain = gain_of(dinv_std, inner).astype(dtype)
+    if inner is not None:
         dgain = dgain + inv_std.astype(dtype) * dscale
     u = -gain * dmean - mean_lo * dgain
-    if live is None:
+    if live is None and aligned and of_same_features(inv_std, dbias):
         return gain * dx + centred * dgain + (u if dbias is None else u + dbias)
     dy = zero_unless(live, gain * dx + centred * dgain + u)
+    if not aligned:
+        dy = dy * scale + zero_unless(live, (centred - mean_lo) * gain) * dscale
     return dy if dbias is None else dy + dbias
+
+
+def of_same_features(inv_std, v) -> bool:
+    """Whether ``v`` (or None) varies along no other axes than ``inv_std``."""
+    if v is None:
+        return True
+    return all(b == 1 or a == b for a, b in zip(inv_std.shape, v.shape, strict=True))
 
 
 def gain_of(inv_std, scale):

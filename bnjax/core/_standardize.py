@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,35 +31,56 @@ from bnjax.core._statistics import (
 from bnjax.core._xla import holder
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6, 7))
-def standardize(x, mask, scale, bias, axes, epsilon, dtype, sync):
-    """Normalise ``x`` by its statistics over ``axes`` and ``sync``: ``(y, Statistics)``.
+class Rule(NamedTuple):
+    """The static half of :func:`standardize`."""
+
+    axes: tuple[int, ...]  # reduced
+    epsilon: float
+    dtype: jnp.dtype  # of the output
+    sync: Sync = Sync()
+    about_mean: bool = True  # False: about zero, as in RMS norm
+
+
+class Correction(NamedTuple):
+    """What batch renorm corrects towards, of the rank of ``x``; no gradient flows into it."""
+
+    mean: jax.Array
+    inv_std: jax.Array
+    r_max: jax.Array
+    d_max: jax.Array
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
+def standardize(x, mask, scale, bias, correction: Correction | None, rule: Rule):
+    """Normalise ``x`` by its statistics: ``(y, Statistics)``.
 
     ``scale`` and ``bias`` (or None) have the rank of ``x``. One function with one rule for the
     whole layer, not a composition of two, so that a half-precision gradient is rounded once.
     """
-    y, stats, _ = _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
+    y, stats, *_ = _standardize(x, mask, scale, bias, correction, rule)
     return y, stats
 
 
-def _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync):
-    wide = x.astype(compute_dtype(x.dtype, dtype))
-    stats = name_statistics(statistics(wide, mask, axes, sync))
+def _standardize(x, mask, scale, bias, correction, rule: Rule):
+    wide = x.astype(compute_dtype(x.dtype, rule.dtype))
+    stats = statistics(wide, mask, rule.axes, rule.sync, rule.about_mean)
+    stats = name_statistics(stats)
     # Only a mask can leave a feature without data (and an empty batch has no output).
-    inv_std = inverse_std(stats.var, epsilon, None if mask is None else stats.count)
+    inv_std = inverse_std(stats.var, rule.epsilon, None if mask is None else stats.count)
+    corrected = _corrected(stats, correction, rule.epsilon)
     centred, live = centre(x, stats.mean, mask), live_entries(x, mask)
-    y = affine_of(centred, stats.mean_lo, inv_std, scale, bias, live)
-    return y.astype(dtype), stats, inv_std
+    y = affine_of(centred, stats.mean_lo, inv_std, *corrected(scale, bias), live)
+    return y.astype(rule.dtype), stats, inv_std, corrected
 
 
 @standardize.defjvp
-def _standardize_jvp(axes, epsilon, dtype, sync, primals, tangents):
+def _standardize_jvp(rule: Rule, primals, tangents):
     """The tangent of the statistics, fed to the tangent of the affine map."""
 
     def tangent(x, mask, scale, stats, inv_std, dx, dscale, dbias):
         x, dx = x.astype(stats.mean.dtype), dx.astype(stats.mean.dtype)
         hold = holder(inv_std)
-        dstats = statistics_tangent(x, mask, stats, dx, axes, sync, hold)
+        dstats = statistics_tangent(x, mask, stats, dx, rule.axes, rule.sync, rule.about_mean, hold)
         # d rsqrt(v) = -1/2 rsqrt(v)**3 dv, and 0 where there are no data.
         dinv_std = -0.5 * inv_std * inv_std * inv_std * dstats.var
         deviation = deviation_for_tangent(x, stats.mean, stats.mean_lo, mask)
@@ -66,41 +88,55 @@ def _standardize_jvp(axes, epsilon, dtype, sync, primals, tangents):
         dy = affine_tangent(
             *deviation, inv_std, scale, dx, dstats.mean, dinv_std, dscale, dbias, live, hold
         )
-        return dy.astype(dtype), dstats
+        return dy.astype(rule.dtype), dstats
 
-    x, mask, scale, bias = primals
-    dx, _, dscale, dbias = tangents
+    x, mask, scale, bias, correction = primals
+    dx, _, dscale, dbias, _ = tangents
     # In the open, so that the policy can keep the statistics and repeat the rest.
-    y, stats, inv_std = _standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
+    y, stats, inv_std, corrected = _standardize(x, mask, scale, bias, correction, rule)
     linear = remember_inputs(tangent)
-    # The variance itself is not read by the tangent, hence not kept.
+    # The correction is a constant, and linear in scale and bias. The variance itself is not read
+    # by the tangent, hence not kept.
+    scale, _ = corrected(scale, bias)
+    dscale, dbias = corrected(dscale, dbias)
     return (y, stats), linear(x, mask, scale, stats, inv_std, dx, dscale, dbias)
 
 
-def standardize_batches(x, mask, scale, bias, axes, epsilon, dtype, sync, virtual_batch_size):
+def _corrected(stats: Statistics, correction: Correction | None, epsilon):
+    """A function that turns ``scale`` and ``bias`` into those of batch renorm."""
+    if correction is None:
+        return lambda scale, bias: (scale, bias)
+    std = jnp.sqrt(stats.var + epsilon)
+    away = (stats.mean - correction.mean) + stats.mean_lo
+    r = jnp.clip(std * correction.inv_std, 1 / correction.r_max, correction.r_max)
+    d = jnp.clip(away * correction.inv_std, -correction.d_max, correction.d_max)
+    r, d = lax.stop_gradient((r, d))
+    return lambda scale, bias: (scale * r, scale * d + bias)
+
+
+def standardize_batches(x, mask, scale, bias, correction, rule: Rule, virtual_batch_size):
     """:func:`standardize` of the batch, or of its virtual batches with merged statistics.
 
     Virtual batches never leave their device; only their merged statistics are merged on.
     """
     if virtual_batch_size is None:
-        return standardize(x, mask, scale, bias, axes, epsilon, dtype, sync)
+        return standardize(x, mask, scale, bias, correction, rule)
     if mask is not None:
         mask = jnp.broadcast_to(mask, x.shape[:1] + mask.shape[1:])
+    inner = rule._replace(axes=tuple(a + 1 for a in rule.axes), sync=Sync())
+    params = jax.tree.map(lambda v: v[None], (scale, bias, correction))
     outputs, stacks = [], []
     runs = virtual_batches(x.shape[0], virtual_batch_size)
     _check_explicit_sharding(x, runs, virtual_batch_size)
     for start, groups, size in runs:
         cut = functools.partial(_cut, start=start, groups=groups, size=size)
-        inner = tuple(a + 1 for a in axes)
-        y, stats = standardize(
-            cut(x), cut(mask), _add_axis(scale), _add_axis(bias), inner, epsilon, dtype, Sync()
-        )
+        y, stats = standardize(cut(x), cut(mask), *params, inner)
         outputs.append(y.reshape(groups * size, *x.shape[1:]))
         stacks.append(stats._replace(count=_count_each(stats)))
     stats = merge_stack(jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks))
     y = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs)
-    if sync.axis_name:
-        stats = merge_devices(stats, sync, equal_counts=mask is None)
+    if rule.sync.axis_name:
+        stats = merge_devices(stats, rule.sync, equal_counts=mask is None)
     return y, stats
 
 
@@ -140,10 +176,6 @@ def _cut(v, start, groups, size):
         return None
     part = lax.slice_in_dim(v, start, start + groups * size)
     return part.reshape(groups, size, *v.shape[1:])
-
-
-def _add_axis(v):
-    return None if v is None else v[None]
 
 
 def _count_each(stats: Statistics):

@@ -32,25 +32,31 @@ class Statistics(NamedTuple):
     var: jax.Array
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def statistics(x, mask, axes: tuple[int, ...], sync: Sync) -> Statistics:
-    """Statistics of ``x`` over ``axes`` and ``sync``, differentiable."""
-    return compute_statistics(x.astype(compute_dtype(x.dtype)), mask, axes, sync)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def statistics(x, mask, axes: tuple[int, ...], sync: Sync, about_mean: bool = True) -> Statistics:
+    """Statistics of ``x`` over ``axes`` and ``sync``, differentiable.
+
+    With ``about_mean=False`` the mean is zero by decree, and the variance the mean square.
+    """
+    x = x.astype(compute_dtype(x.dtype))
+    local = compute_statistics(x, mask, axes) if about_mean else mean_square(x, mask, axes)
+    return merge_devices(local, sync, equal_counts=mask is None) if sync.axis_name else local
 
 
 @statistics.defjvp
-def _statistics_jvp(axes, sync, primals, tangents):
+def _statistics_jvp(axes, sync, about_mean, primals, tangents):
     def tangent(x, mask, stats, dx):
         x, dx = x.astype(stats.mean.dtype), dx.astype(stats.mean.dtype)
-        return statistics_tangent(x, mask, stats, dx, axes, sync, holder(stats.var))
+        hold = holder(stats.var)
+        return statistics_tangent(x, mask, stats, dx, axes, sync, about_mean, hold)
 
     x, mask = primals
-    stats = statistics(x, mask, axes, sync)
+    stats = statistics(x, mask, axes, sync, about_mean)
     return stats, remember_inputs(tangent)(x, mask, stats, tangents[0])
 
 
-def compute_statistics(x, mask, axes: tuple[int, ...], sync: Sync) -> Statistics:
-    """The algorithm of :func:`bnjax.moments` on ``x`` of compute dtype, merged over ``sync``."""
+def compute_statistics(x, mask, axes: tuple[int, ...]) -> Statistics:
+    """The algorithm of :func:`bnjax.moments` on ``x`` of compute dtype."""
     count, weight = _count_and_weight(x, mask, axes)
     shift = _shift(x, mask, axes, weight)
     # Two sums about two nearby shifts: about one, XLA would store x - shift for both to read.
@@ -59,8 +65,15 @@ def compute_statistics(x, mask, axes: tuple[int, ...], sync: Sync) -> Statistics
     q = _times(_sum(abs_sq(zero_unless(mask, x - other)), axes), weight)
     var = jnp.maximum(q - abs_sq(s + (shift - other)), 0)
     mean, mean_lo = _double_word(shift, s)
-    stats = Statistics(count, holder(q)(mean), mean_lo, var)
-    return merge_devices(stats, sync, equal_counts=mask is None) if sync.axis_name else stats
+    return Statistics(count, holder(q)(mean), mean_lo, var)
+
+
+def mean_square(x, mask, axes: tuple[int, ...]) -> Statistics:
+    """Statistics about zero: one sum, of squares."""
+    count, weight = _count_and_weight(x, mask, axes)
+    q = _times(_sum(abs_sq(zero_unless(mask, x)), axes), weight)
+    zero = jnp.zeros_like(q, dtype=x.dtype)
+    return Statistics(count, zero, zero, q)
 
 
 def _shift(x, mask, axes, weight):
@@ -91,8 +104,10 @@ def _sampled_axis(x, axes) -> int | None:
     return next((a for a in whole if x.shape[a] >= 8), None)
 
 
-def statistics_tangent(x, mask, stats: Statistics, dx, axes, sync: Sync, hold) -> Statistics:
-    r"""Tangents of the statistics, through two sums over the data.
+def statistics_tangent(
+    x, mask, stats: Statistics, dx, axes, sync: Sync, about_mean: bool, hold
+) -> Statistics:
+    r"""Tangents of the statistics, through two sums over the data (one about zero).
 
     :math:`\dot\mu = \sum \dot x / n` and
     :math:`\dot v = 2 \sum \mathrm{Re}\,\overline{(x-\mu)}\,\dot x / n`. The deviation is taken
@@ -100,15 +115,20 @@ def statistics_tangent(x, mask, stats: Statistics, dx, axes, sync: Sync, hold) -
     elementwise pass; one collective each way.
     """
     dx = zero_unless(mask, dx)
+    known = known_count(x.shape, mask, axes, sync)
+    weight = reciprocal(stats.count) if known is None else 1 / max(known, 1)
+    nothing = jnp.zeros_like(stats.count), jnp.zeros_like(stats.mean), jnp.zeros_like(stats.mean)
+    if not about_mean:
+        cov = _sum(_inner(zero_unless(mask, x), dx), axes)
+        (cov,) = sum_devices(hold(cov), sync=sync)
+        return Statistics(*nothing, 2 * _times(cov, weight))
     # Not about the mean, for the same reason as above: other kernels read x - mean.
     shift = pin(stats.mean)
     cov = _sum(_inner(zero_unless(mask, x - shift), dx), axes).astype(dx.dtype)
     dmean, cov = sum_devices(hold(_sum(dx, axes)), hold(cov), sync=sync)
-    known = known_count(x.shape, mask, axes, sync)
-    weight = reciprocal(stats.count) if known is None else 1 / max(known, 1)
     dmean, cov = _times(dmean, weight), _times(cov, weight)
     dvar = 2 * (_real(cov) - _inner((stats.mean - shift) + stats.mean_lo, dmean))
-    return Statistics(jnp.zeros_like(stats.count), dmean, jnp.zeros_like(stats.mean_lo), dvar)
+    return Statistics(nothing[0], dmean, nothing[1], dvar)
 
 
 def _count_and_weight(x, mask, axes):
