@@ -7,6 +7,7 @@
 from bnjax.core._batch_norm import batch_norm
 from bnjax.core._batch_stats import BatchStats, init_batch_stats, update_batch_stats
 from bnjax.core._checkpoint import save_norm_statistics
+from bnjax.core._feature_norms import group_norm, instance_norm, layer_norm, rms_norm
 from bnjax.core._moments import Moments, merge, moments
 from bnjax.core._normalize import normalize, scale_shift
 from bnjax.core._pending_update import PendingUpdate, begin_update
@@ -17,10 +18,14 @@ __all__ = [
     "PendingUpdate",
     "batch_norm",
     "begin_update",
+    "group_norm",
     "init_batch_stats",
+    "instance_norm",
+    "layer_norm",
     "merge",
     "moments",
     "normalize",
+    "rms_norm",
     "save_norm_statistics",
     "scale_shift",
     "update_batch_stats",

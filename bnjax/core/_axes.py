@@ -111,6 +111,15 @@ def inexact_dtype(*arrays) -> jnp.dtype:
         return dtype if inexact else jnp.promote_types(jnp.float32, dtype)
 
 
+def output_dtype(dtype, x) -> jnp.dtype:
+    """``dtype``, or that of ``x`` for None; or a clear error."""
+    dtype = jnp.dtype(x.dtype if dtype is None else dtype)
+    legal = jnp.complexfloating if jnp.iscomplexobj(x) else jnp.inexact
+    if not jnp.issubdtype(dtype, legal):
+        raise ValueError(f"dtype must be {legal.__name__} for x of {x.dtype}, got {dtype}.")
+    return dtype
+
+
 def real_dtype(dtype) -> jnp.dtype:
     """The dtype of ``abs`` of a value of ``dtype``."""
     return jnp.finfo(dtype).dtype

@@ -22,6 +22,7 @@ from bnjax.core._axes import (
     compute_dtype,
     expand,
     other_axes,
+    output_dtype,
     size_of,
     whole_number,
 )
@@ -174,7 +175,7 @@ def batch_norm(
         ),
         skip_nonfinite=_switch("skip_nonfinite", skip_nonfinite),
         sync=canonical_axis_name(x, axis_name, axis_index_groups),
-        dtype=_output_dtype(dtype, x),
+        dtype=output_dtype(dtype, x),
     )
     before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
     _check_fit(x, before, plan)
@@ -271,14 +272,6 @@ def _check_fit(x, batch_stats, plan: _Plan):
             "virtual_batch_size cuts axis 0 into virtual batches, but axis keeps axis 0 as a "
             "feature axis. Move the batch to axis 0, or leave virtual_batch_size=None."
         )
-
-
-def _output_dtype(dtype, x):
-    dtype = jnp.dtype(x.dtype if dtype is None else dtype)
-    legal = jnp.complexfloating if jnp.iscomplexobj(x) else jnp.inexact
-    if not jnp.issubdtype(dtype, legal):
-        raise ValueError(f"dtype must be {legal.__name__} for x of {x.dtype}, got {dtype}.")
-    return dtype
 
 
 def _switch(name, value) -> bool:

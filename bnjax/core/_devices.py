@@ -9,11 +9,29 @@ import jax.numpy as jnp
 from jax import lax
 
 
+class Pool(NamedTuple):
+    """A feature axis whose neighbours share their statistics, in groups (static)."""
+
+    axis: int
+    size: int  # of a group
+
+    def stack(self, v: jax.Array) -> jax.Array:
+        """``v`` with the members of each group on a new leading axis."""
+        cut = v.shape[self.axis] // self.size, self.size
+        v = v.reshape(*v.shape[: self.axis], *cut, *v.shape[self.axis + 1 :])
+        return jnp.moveaxis(v, self.axis + 1, 0)
+
+    def share(self, v: jax.Array) -> jax.Array:
+        """``v`` of each group, for each of its members."""
+        return jnp.repeat(v, self.size, self.axis)
+
+
 class Sync(NamedTuple):
-    """Where statistics are merged across devices (static)."""
+    """What statistics are merged over, after the axes of ``x`` (static)."""
 
     axis_name: tuple = ()
     axis_index_groups: tuple | None = None
+    pool: Pool | None = None
 
 
 def canonical_axis_name(x, axis_name, axis_index_groups=None) -> Sync:
@@ -58,8 +76,15 @@ def devices(sync: Sync) -> int:
     return lax.axis_size(sync.axis_name) if sync.axis_name else 1
 
 
-def sum_devices(*sums, sync: Sync):
-    """Each of ``sums`` over all devices on ``sync``, in one collective."""
+def merged_sets(sync: Sync) -> int:
+    """How many sets of numbers are merged into one."""
+    return devices(sync) * (sync.pool.size if sync.pool else 1)
+
+
+def sum_over(*sums, sync: Sync):
+    """Each of ``sums`` over the groups and all devices on ``sync``, in one collective."""
+    if sync.pool:
+        sums = [sync.pool.share(jnp.sum(sync.pool.stack(v), 0)) for v in sums]
     if not sync.axis_name:
         return sums
     stacked, _ = _vary(jnp.stack(sums), sync.axis_name)

@@ -12,7 +12,7 @@ from jax import lax
 
 from bnjax.core._axes import compute_dtype, other_axes, real_dtype, size_of, zero_unless
 from bnjax.core._checkpoint import remember_inputs
-from bnjax.core._devices import Sync, all_gather, devices, sum_devices
+from bnjax.core._devices import Pool, Sync, all_gather, merged_sets, sum_over
 from bnjax.core._xla import holder, pin
 
 SMALL = 2**16  # elements, below which a sample saves no run time but still costs compile time
@@ -40,6 +40,8 @@ def statistics(x, mask, axes: tuple[int, ...], sync: Sync, about_mean: bool = Tr
     """
     x = x.astype(compute_dtype(x.dtype))
     local = compute_statistics(x, mask, axes) if about_mean else mean_square(x, mask, axes)
+    if sync.pool:
+        local = merge_groups(local, sync.pool)
     return merge_devices(local, sync, equal_counts=mask is None) if sync.axis_name else local
 
 
@@ -77,7 +79,7 @@ def mean_square(x, mask, axes: tuple[int, ...]) -> Statistics:
 
 
 def _shift(x, mask, axes, weight):
-    r"""A number near the mean of each feature: the mean of every eighth part of ``x``.
+    r"""A number near the mean of each feature: the mean of an eighth of ``x``.
 
     By the Cauchy-Schwarz inequality the mean of a fraction ``f`` of the data lies within
     ``sqrt((1 - f) / f)`` standard deviations of the mean of all, whatever the data: for
@@ -87,7 +89,10 @@ def _shift(x, mask, axes, weight):
     """
     sampled = None if mask is not None else _sampled_axis(x, axes)
     if sampled is not None:
-        x = lax.slice_in_dim(x, 0, None, stride=8, axis=sampled)
+        # A stride along the last axis would touch all memory, a run of it an eighth.
+        last = sampled == x.ndim - 1
+        end, stride = (x.shape[sampled] // 8, 1) if last else (None, 8)
+        x = lax.slice_in_dim(x, 0, end, stride=stride, axis=sampled)
         _, weight = _count_and_weight(x, mask, axes)
     return pin(_times(_sum(zero_unless(mask, x), axes), weight))
 
@@ -120,12 +125,12 @@ def statistics_tangent(
     nothing = jnp.zeros_like(stats.count), jnp.zeros_like(stats.mean), jnp.zeros_like(stats.mean)
     if not about_mean:
         cov = _sum(_inner(zero_unless(mask, x), dx), axes)
-        (cov,) = sum_devices(hold(cov), sync=sync)
+        (cov,) = sum_over(hold(cov), sync=sync)
         return Statistics(*nothing, 2 * _times(cov, weight))
     # Not about the mean, for the same reason as above: other kernels read x - mean.
     shift = pin(stats.mean)
     cov = _sum(_inner(zero_unless(mask, x - shift), dx), axes).astype(dx.dtype)
-    dmean, cov = sum_devices(hold(_sum(dx, axes)), hold(cov), sync=sync)
+    dmean, cov = sum_over(hold(_sum(dx, axes)), hold(cov), sync=sync)
     dmean, cov = _times(dmean, weight), _times(cov, weight)
     dvar = 2 * (_real(cov) - _inner((stats.mean - shift) + stats.mean_lo, dmean))
     return Statistics(nothing[0], dmean, nothing[1], dvar)
@@ -155,7 +160,7 @@ def _count_and_weight(x, mask, axes):
 def known_count(shape, mask, axes, sync: Sync):
     """The merged count as a Python float, or None where a mask or a symbolic size decides."""
     size = size_of(shape, axes)
-    return float(size * devices(sync)) if mask is None and isinstance(size, int) else None
+    return float(size * merged_sets(sync)) if mask is None and isinstance(size, int) else None
 
 
 def _times(v, weight):
@@ -173,6 +178,15 @@ def _double_word(a, b):
     error = b - (total - a)
     noise = 8 * jnp.finfo(b.dtype).eps * jnp.abs(b)
     return total, lax.select(jnp.abs(error) <= noise, jnp.zeros_like(error), error)
+
+
+def merge_groups(local: Statistics, pool: Pool) -> Statistics:
+    """Merge the statistics of the features of each group; each feature gets those of its group."""
+    # Computed once: the sums over positions are long, and those over the group short.
+    hold = holder(local.var)
+    count = jnp.broadcast_to(local.count, local.var.shape)
+    members = Statistics(count, *(hold(v) for v in local[1:]))
+    return jax.tree.map(pool.share, merge_stack(jax.tree.map(pool.stack, members)))
 
 
 def merge_devices(local: Statistics, sync: Sync, equal_counts: bool) -> Statistics:

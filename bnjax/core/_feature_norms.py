@@ -1,0 +1,296 @@
+"""Layer, instance, group and RMS norm: batch norm's arithmetic over other axes.
+
+Which axes of a batch of images ``(N, H, W, C)`` share a mean and a variance:
+
+=============  =====================  ============================
+norm           reduced                one mean and variance for each
+=============  =====================  ============================
+batch norm     N, H, W                channel
+layer norm     C (or H, W, C)         position (or image)
+instance norm  H, W                   image and channel
+group norm     H, W, C within a group  image and group of channels
+=============  =====================  ============================
+
+None of them knows of other examples, so there are no running statistics and no modes.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+
+from bnjax.core._axes import (
+    Axes,
+    canonical_axes,
+    check_inexact,
+    check_mask,
+    compute_dtype,
+    other_axes,
+    output_dtype,
+    size_of,
+    whole_number,
+)
+from bnjax.core._devices import Pool, canonical_axis_name, merged_sets
+from bnjax.core._normalize import check_epsilon, expand_params
+from bnjax.core._standardize import Rule, standardize
+
+
+def layer_norm(
+    x,
+    scale,
+    bias,
+    *,
+    axes: Axes = -1,
+    param_axes: Axes | None = None,
+    epsilon: float = 1e-6,
+    mask=None,
+    axis_name=None,
+    dtype=None,
+    axis_index_groups=None,
+) -> jax.Array:
+    r"""Normalise each example over its own features.
+
+    .. math::
+        y = \gamma\, \frac{x - \mu}{\sqrt{v + \epsilon}} + \beta, \qquad
+        \mu, v \text{ over } \texttt{axes} \text{ of } x
+
+    The statistics, and the derivative rule, of :func:`bnjax.batch_norm`: accurate at any offset,
+    differentiable in both modes to any order, and only ``x`` and vectors kept for the backward
+    pass.
+
+    Args:
+      x: floating or complex, for example ``(N, L, F)``.
+      scale: γ, of the shape of ``x`` on ``param_axes``, a scalar, or None for 1.
+      bias: β, likewise, or None for 0.
+      axes: the axes that share a mean and a variance.
+      param_axes: the axes along which ``scale`` and ``bias`` vary; those of ``axes`` by default.
+      epsilon: added to the variance, inside the root.
+      mask: boolean, broadcastable to ``x``; True counts. What it hides takes no part in the
+        statistics; a set with nothing to count comes out as ``bias``.
+      axis_name: mapped axis or axes over which the features are spread, to merge statistics over.
+      dtype: dtype of ``y``; that of ``x`` unless given.
+      axis_index_groups: see :func:`bnjax.batch_norm`.
+
+    Returns:
+      ``y`` of the shape of ``x``.
+
+    Raises:
+      TypeError: ``x`` is not floating or complex.
+      ValueError: shapes do not fit, or an option is illegal. A single value in a set warns:
+        ``y`` is then ``bias``, whatever ``x`` is.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> x = jnp.array([[1.0, 3.0], [10.0, 30.0]])
+      >>> print(bnjax.layer_norm(x, jnp.array([1.0, 2.0]), None).round(3))
+      [[-1.  2.]
+       [-1.  2.]]
+
+    Source: Ba, Kiros & Hinton (2016), eq. 3-4. PyTorch's ``LayerNorm`` has epsilon 1e-5 and
+    ``normalized_shape`` in place of axes; Flax's computes ``E[x²] - E[x]²`` by default; ONNX's
+    ``LayerNormalization`` reduces all axes from ``axis`` on.
+    """
+    x, reduced = _ready(x, axes)
+    sync = canonical_axis_name(x, axis_name, axis_index_groups)
+    kept = reduced if param_axes is None else param_axes
+    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype)
+
+
+def rms_norm(
+    x,
+    scale,
+    bias=None,
+    *,
+    axes: Axes = -1,
+    param_axes: Axes | None = None,
+    epsilon: float = 1e-6,
+    mask=None,
+    axis_name=None,
+    dtype=None,
+    axis_index_groups=None,
+) -> jax.Array:
+    r"""Divide each example by the root mean square of its features.
+
+    .. math::
+        y = \gamma\, \frac{x}{\sqrt{\overline{x^2} + \epsilon}} + \beta
+
+    Layer norm about zero instead of about the mean: one statistic, and one sum in each pass.
+
+    Args:
+      x, scale, bias, axes, param_axes, epsilon, mask, axis_name, dtype, axis_index_groups: as in
+        :func:`bnjax.layer_norm`. ``bias`` is rarely used here.
+
+    Returns:
+      ``y`` of the shape of ``x``. Squares are summed in float32 at least, so float16 input does
+      not overflow.
+
+    Raises:
+      TypeError, ValueError: as :func:`bnjax.layer_norm`.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> print(bnjax.rms_norm(jnp.array([[3.0, -3.0]]), jnp.array([1.0, 2.0])).round(3))
+      [[ 1. -2.]]
+
+    Source: Zhang & Sennrich (2019), eq. 4. PyTorch's ``RMSNorm`` takes the machine epsilon by
+    default; Flax's has no bias.
+    """
+    x, reduced = _ready(x, axes)
+    sync = canonical_axis_name(x, axis_name, axis_index_groups)
+    kept = reduced if param_axes is None else param_axes
+    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, about_mean=False)
+
+
+def instance_norm(
+    x,
+    scale,
+    bias,
+    *,
+    axis: Axes = -1,
+    epsilon: float = 1e-6,
+    mask=None,
+    axis_name=None,
+    dtype=None,
+    axis_index_groups=None,
+) -> jax.Array:
+    r"""Normalise each channel of each example over its positions.
+
+    .. math::
+        y = \gamma\, \frac{x - \mu}{\sqrt{v + \epsilon}} + \beta, \qquad
+        \mu, v \text{ over all axes but 0 and } \texttt{axis}
+
+    Args:
+      x: floating or complex, for example ``(N, H, W, C)``; examples on axis 0.
+      scale, bias: one entry a feature, a scalar, or None.
+      axis: the feature axis or axes: -1 for NHWC, 1 for NCHW.
+      epsilon, mask, axis_name, dtype, axis_index_groups: as in :func:`bnjax.layer_norm`.
+
+    Returns:
+      ``y`` of the shape of ``x``.
+
+    Raises:
+      TypeError, ValueError: as :func:`bnjax.layer_norm`.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> x = jnp.array([[[1.0], [3.0]], [[10.0], [30.0]]])  # two examples, two positions
+      >>> print(bnjax.instance_norm(x, None, None).round(3).ravel())
+      [-1.  1. -1.  1.]
+
+    Source: Ulyanov, Vedaldi & Lempitsky (2016), eq. 3. PyTorch's ``InstanceNorm2d`` has epsilon
+    1e-5 and no parameters by default; ONNX's ``InstanceNormalization`` is NCHW.
+    """
+    x = jnp.asarray(x)
+    kept = canonical_axes(axis, x.ndim, "axis")
+    if 0 in kept:
+        raise ValueError(f"axis={axis!r} keeps axis 0, where instance norm has the examples.")
+    x, reduced = _ready(x, other_axes((0, *kept), x.ndim))
+    sync = canonical_axis_name(x, axis_name, axis_index_groups)
+    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype)
+
+
+def group_norm(
+    x,
+    scale,
+    bias,
+    *,
+    num_groups: int = 32,
+    axis: int = -1,
+    axes: Axes | None = None,
+    epsilon: float = 1e-6,
+    mask=None,
+    axis_name=None,
+    dtype=None,
+    axis_index_groups=None,
+) -> jax.Array:
+    r"""Normalise each example over its positions and a group of its channels.
+
+    .. math::
+        y = \gamma\, \frac{x - \mu_g}{\sqrt{v_g + \epsilon}} + \beta, \qquad
+        g = \lfloor c \cdot G / C \rfloor
+
+    Groups are runs of neighbouring channels. One group is layer norm over all axes but 0; a group
+    for each channel is :func:`bnjax.instance_norm`.
+
+    Args:
+      x: floating or complex, for example ``(N, H, W, C)``.
+      scale, bias: one entry a channel, a scalar, or None.
+      num_groups: number of groups G; it must divide the number of channels.
+      axis: the channel axis: -1 for NHWC, 1 for NCHW.
+      axes: the axes to reduce, ``axis`` among them; all but axis 0 by default.
+      epsilon, mask, axis_name, dtype, axis_index_groups: as in :func:`bnjax.layer_norm`.
+
+    Returns:
+      ``y`` of the shape of ``x``.
+
+    Raises:
+      TypeError, ValueError: as :func:`bnjax.layer_norm`; ``num_groups`` does not divide the
+        channels.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
+      >>> print(bnjax.group_norm(x, None, None, num_groups=2).round(3))
+      [[-1.  1. -1.  1.]]
+
+    Source: Wu & He (2018), eq. 7. PyTorch's ``GroupNorm`` and ONNX's ``GroupNormalization`` order
+    groups alike, channels on axis 1 and epsilon 1e-5.
+    """
+    x, reduced = _ready(x, range(1, jnp.ndim(x)) if axes is None else axes)
+    (channel,) = canonical_axes((axis,), x.ndim, "axis")
+    num_groups = whole_number(num_groups, "num_groups", 1)
+    channels = x.shape[channel]
+    if channels % num_groups:
+        raise ValueError(f"num_groups={num_groups} does not divide the {channels} channels of x.")
+    if channel not in reduced:
+        raise ValueError(f"axes={axes!r} must hold the channel axis {axis}, which is grouped.")
+    sync = canonical_axis_name(x, axis_name, axis_index_groups)
+    positions = tuple(a for a in reduced if a != channel)
+    size = channels // num_groups
+    if positions:
+        # Instance norm, whose statistics are then merged over the channels of each group: on CPU,
+        # twice as fast as one reduction over axes that are not neighbours.
+        sync = sync._replace(pool=Pool(channel, size))
+        return _apply(x, scale, bias, positions, channel, mask, sync, epsilon, dtype)
+
+    def split(v):
+        """The channel axis as groups and members."""
+        if v is None or jnp.ndim(v) == 0:
+            return v
+        at = channel if jnp.ndim(v) == x.ndim else 0
+        whole = jnp.shape(v)[at] == channels  # a mask may have size 1 there
+        cut = (num_groups, size) if whole else (1, 1)
+        return jnp.reshape(v, (*jnp.shape(v)[:at], *cut, *jnp.shape(v)[at + 1 :]))
+
+    members, both = (channel + 1,), (channel, channel + 1)
+    params, mask = (split(scale), split(bias)), split(check_mask(mask, x))
+    return _apply(split(x), *params, members, both, mask, sync, epsilon, dtype).reshape(x.shape)
+
+
+def _ready(x, axes):
+    x = jnp.asarray(x)
+    check_inexact(x)
+    return x, canonical_axes(axes, x.ndim, "axes")
+
+
+def _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, about_mean=True):
+    """Check what is left, and call the jitted norm; ``kept`` are the axes of scale and bias."""
+    rule = Rule(reduced, check_epsilon(epsilon), output_dtype(dtype, x), sync, about_mean)
+    if about_mean and size_of(x.shape, reduced) * merged_sets(sync) == 1:
+        warnings.warn(
+            f"each mean of x of shape {x.shape} is that of one value (reduced axes {reduced}), so "
+            "y is bias, whatever x is.",
+            stacklevel=3,
+        )
+    kept = canonical_axes(kept, x.ndim, "param_axes")
+    return _norm(x, scale, bias, check_mask(mask, x), kept, rule)
+
+
+@functools.partial(jax.jit, static_argnames=("kept", "rule"))
+def _norm(x, scale, bias, mask, kept, rule: Rule):
+    dtype = compute_dtype(x.dtype, rule.dtype)
+    scale, bias = expand_params(scale, bias, x.shape, kept, dtype)
+    return standardize(x, mask, scale, bias, None, rule)[0]
