@@ -5,6 +5,7 @@
 """
 
 from bnjax.core._batch_norm import batch_norm
+from bnjax.core._batch_renorm import batch_renorm
 from bnjax.core._batch_stats import BatchStats, init_batch_stats, update_batch_stats
 from bnjax.core._checkpoint import save_norm_statistics
 from bnjax.core._feature_norms import group_norm, instance_norm, layer_norm, rms_norm
@@ -17,6 +18,7 @@ __all__ = [
     "Moments",
     "PendingUpdate",
     "batch_norm",
+    "batch_renorm",
     "begin_update",
     "group_norm",
     "init_batch_stats",

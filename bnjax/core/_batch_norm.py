@@ -6,7 +6,7 @@ import functools
 import numbers
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,22 @@ from bnjax.core._axes import (
     expand,
     other_axes,
     output_dtype,
+    real_dtype,
     size_of,
     whole_number,
 )
-from bnjax.core._batch_stats import BatchStats, check_ddof, check_decay, update_batch_stats
+from bnjax.core._batch_stats import (
+    BatchStats,
+    check_ddof,
+    check_decay,
+    update_batch_stats,
+    update_by_std,
+)
 from bnjax.core._devices import Sync, canonical_axis_name, devices
 from bnjax.core._moments import compact
 from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
 from bnjax.core._pending_update import PendingUpdate, add_to_update
-from bnjax.core._standardize import Rule, standardize_batches, virtual_batches
+from bnjax.core._standardize import Correction, Rule, standardize_batches, virtual_batches
 from bnjax.core._statistics import Statistics, known_count, statistics
 
 SingleValue = Literal["error", "warn", "allow", "running"]
@@ -153,6 +160,57 @@ def batch_norm(
     and its running variance has ddof=1. Flax computes ``E[x²] - E[x]²`` by default, averages
     means over devices and has no count.
     """
+    return run(
+        x,
+        scale,
+        bias,
+        batch_stats,
+        None,
+        train=train,
+        decay=decay,
+        epsilon=epsilon,
+        axis=axis,
+        mask=mask,
+        axis_name=axis_name,
+        ddof=ddof,
+        debias=debias,
+        virtual_batch_size=virtual_batch_size,
+        update_stats=update_stats,
+        skip_nonfinite=skip_nonfinite,
+        single_value=single_value,
+        unseen=unseen,
+        dtype=dtype,
+        axis_index_groups=axis_index_groups,
+    )
+
+
+def run(
+    x,
+    scale,
+    bias,
+    batch_stats,
+    limits,
+    *,
+    train,
+    decay,
+    epsilon,
+    axis,
+    mask,
+    axis_name,
+    ddof,
+    debias,
+    virtual_batch_size,
+    update_stats,
+    skip_nonfinite,
+    single_value,
+    unseen,
+    dtype,
+    axis_index_groups,
+) -> tuple[jax.Array, Any]:
+    """Check the arguments of batch norm, or with ``limits`` of batch renorm, and choose a program.
+
+    ``limits`` are ``(r_max, d_max)``.
+    """
     x = jnp.asarray(x)
     check_inexact(x)
     mask = check_mask(mask, x)
@@ -176,6 +234,7 @@ def batch_norm(
         skip_nonfinite=_switch("skip_nonfinite", skip_nonfinite),
         sync=canonical_axis_name(x, axis_name, axis_index_groups),
         dtype=output_dtype(dtype, x),
+        renorm=limits is not None,
     )
     before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
     _check_fit(x, before, plan)
@@ -187,7 +246,7 @@ def batch_norm(
         if single_value == "running":
             train = update_stats = False
     if train:
-        y, updated = _train(x, scale, bias, mask, batch_stats, traced_decay, plan)
+        y, updated = _train(x, scale, bias, mask, batch_stats, traced_decay, limits, plan)
         return y, updated if update_stats else batch_stats
     if unseen == "warn":
         _warn_if_unseen(before)
@@ -207,16 +266,38 @@ class _Plan(NamedTuple):
     skip_nonfinite: bool
     sync: Sync
     dtype: jnp.dtype
+    renorm: bool
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _train(x, scale, bias, mask, batch_stats, traced_decay, plan: _Plan):
+def _train(x, scale, bias, mask, batch_stats, traced_decay, limits, plan: _Plan):
     """Normalise by the batch; the output and the updated running statistics."""
     scale, bias = _ready_params(x, scale, bias, plan)
-    axes = other_axes(plan.kept, x.ndim)
-    rule = Rule(axes, plan.epsilon, plan.dtype, plan.sync)
-    y, stats = standardize_batches(x, mask, scale, bias, None, rule, plan.virtual_batch_size)
+    correction = None
+    if limits is not None:
+        correction = _correction(x, batch_stats, limits, plan)
+        scale = jnp.ones_like(correction.inv_std) if scale is None else scale
+        bias = jnp.zeros_like(correction.inv_std) if bias is None else bias
+    rule = Rule(other_axes(plan.kept, x.ndim), plan.epsilon, plan.dtype, plan.sync)
+    y, stats = standardize_batches(x, mask, scale, bias, correction, rule, plan.virtual_batch_size)
     return y, _update(x, mask, batch_stats, stats, traced_decay, plan)
+
+
+def _correction(x, batch_stats, limits, plan: _Plan) -> Correction:
+    """The running statistics and limits of batch renorm, ready to broadcast against ``x``."""
+    stats = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
+    dtype = compute_dtype(x.dtype, plan.dtype)
+
+    def ready(v, name):
+        return expand(jnp.asarray(v), x.shape, plan.kept, name)
+
+    real = real_dtype(dtype)
+    r_max, d_max = (
+        ready(v, n).astype(real) for v, n in zip(limits, ("r_max", "d_max"), strict=True)
+    )
+    mean = ready(stats.mean, "batch_stats.mean").astype(dtype)
+    inv_std = inverse_std(ready(stats.var, "batch_stats.var"), plan.epsilon).astype(real)
+    return Correction(mean, inv_std, r_max, d_max)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "poison"))
@@ -244,8 +325,11 @@ def _ready_params(x, scale, bias, plan):
 def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
     """Move ``batch_stats`` towards the statistics of ``x``; no gradient."""
     axes = other_axes(plan.kept, x.ndim)
-    pending = isinstance(batch_stats, PendingUpdate)
-    update: Callable = add_to_update if pending else update_batch_stats
+    update: Callable = update_batch_stats
+    if plan.renorm:
+        update = functools.partial(update_by_std, epsilon=plan.epsilon)
+    if isinstance(batch_stats, PendingUpdate):
+        update = functools.partial(add_to_update, update)
     updated = update(
         batch_stats,
         compact(stats, axes, known_count(x.shape, mask, axes, plan.sync)),

@@ -156,6 +156,19 @@ def update_batch_stats(
     )
 
 
+def update_by_std(stats: BatchStats, moments: Moments, *, epsilon, ddof, **options) -> BatchStats:
+    """:func:`update_batch_stats`, but averaging ``sqrt(var + epsilon)`` as batch renorm does."""
+    std = jnp.sqrt(moments.var(ddof) + epsilon)
+    after = update_batch_stats(
+        stats._replace(var=jnp.sqrt(stats.var + epsilon)),
+        moments._replace(m2=std * moments.count),
+        **options,
+    )
+    var = jnp.maximum(jnp.square(after.var) - epsilon, 0).astype(stats.var.dtype)
+    # The root and the square leave a rounding error, even where nothing moved.
+    return after._replace(var=jnp.where(after.count > stats.count, var, stats.var))
+
+
 def all_finite(moments: Moments):
     """Whether every moment is finite."""
     return jnp.all(jnp.isfinite(moments.mean)) & jnp.all(jnp.isfinite(moments.m2))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bnjax.core._batch_stats import BatchStats, all_finite, update_batch_stats
+from bnjax.core._batch_stats import BatchStats, all_finite
 from bnjax.core._moments import Moments, merge
 
 
@@ -73,11 +73,10 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
     return PendingUpdate(batch_stats, nothing, batch_stats)
 
 
-def add_to_update(pending: PendingUpdate, moments: Moments, **options) -> PendingUpdate:
-    """``pending`` with one batch more; ``options`` are those of ``update_batch_stats``."""
+def add_to_update(update, pending: PendingUpdate, moments: Moments, **options) -> PendingUpdate:
+    """``pending`` with one batch more; ``update`` is ``update_batch_stats`` or its like."""
     merged = merge(pending.moments, moments)
     if options["skip_nonfinite"]:
         keep = all_finite(moments)
         merged = jax.tree.map(lambda m, p: jnp.where(keep, m, p), merged, pending.moments)
-    after = update_batch_stats(pending.before, merged, **options)
-    return PendingUpdate(pending.before, merged, after)
+    return PendingUpdate(pending.before, merged, update(pending.before, merged, **options))

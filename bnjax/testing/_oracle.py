@@ -321,7 +321,7 @@ def relative_error(got: Any, want: Any) -> float:
 
 
 def _update_weight(count: int, decay: float | None, debias: bool) -> float:
-    if decay is None:
+    if decay is None or (debias and decay == 1):  # the limit of what follows
         return 1 / (count + 1)
     if debias:
         return (1 - decay) / (1 - decay ** (count + 1))
