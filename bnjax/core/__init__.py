@@ -12,16 +12,25 @@ from bnjax.core._feature_norms import group_norm, instance_norm, layer_norm, rms
 from bnjax.core._moments import Moments, merge, moments
 from bnjax.core._normalize import normalize, scale_shift
 from bnjax.core._pending_update import PendingUpdate, begin_update
+from bnjax.core._weight_norms import (
+    SpectralState,
+    init_spectral_norm,
+    spectral_norm,
+    weight_norm,
+    weight_standardize,
+)
 
 __all__ = [
     "BatchStats",
     "Moments",
     "PendingUpdate",
+    "SpectralState",
     "batch_norm",
     "batch_renorm",
     "begin_update",
     "group_norm",
     "init_batch_stats",
+    "init_spectral_norm",
     "instance_norm",
     "layer_norm",
     "merge",
@@ -30,5 +39,8 @@ __all__ = [
     "rms_norm",
     "save_norm_statistics",
     "scale_shift",
+    "spectral_norm",
     "update_batch_stats",
+    "weight_norm",
+    "weight_standardize",
 ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ from bnjax.core._devices import Pool, canonical_axis_name, merged_sets
 from bnjax.core._normalize import check_epsilon, expand_params
 from bnjax.core._standardize import Rule, standardize
 
+SingleValue = Literal["error", "warn", "allow"]
+
 
 def layer_norm(
     x,
@@ -48,6 +51,7 @@ def layer_norm(
     epsilon: float = 1e-6,
     mask=None,
     axis_name=None,
+    single_value: SingleValue = "warn",
     dtype=None,
     axis_index_groups=None,
 ) -> jax.Array:
@@ -71,6 +75,8 @@ def layer_norm(
       mask: boolean, broadcastable to ``x``; True counts. What it hides takes no part in the
         statistics; a set with nothing to count comes out as ``bias``.
       axis_name: mapped axis or axes over which the features are spread, to merge statistics over.
+      single_value: what to do where each mean is that of one value, so that ``y`` is ``bias``
+        whatever ``x`` is: "warn", "error", or "allow" it.
       dtype: dtype of ``y``; that of ``x`` unless given.
       axis_index_groups: see :func:`bnjax.batch_norm`.
 
@@ -79,8 +85,7 @@ def layer_norm(
 
     Raises:
       TypeError: ``x`` is not floating or complex.
-      ValueError: shapes do not fit, or an option is illegal. A single value in a set warns:
-        ``y`` is then ``bias``, whatever ``x`` is.
+      ValueError: shapes do not fit, an option is illegal, or see ``single_value``.
 
     Example:
       >>> import jax.numpy as jnp, bnjax
@@ -96,7 +101,7 @@ def layer_norm(
     x, reduced = _ready(x, axes)
     sync = canonical_axis_name(x, axis_name, axis_index_groups)
     kept = reduced if param_axes is None else param_axes
-    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype)
+    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, single_value)
 
 
 def rms_norm(
@@ -153,6 +158,7 @@ def instance_norm(
     epsilon: float = 1e-6,
     mask=None,
     axis_name=None,
+    single_value: SingleValue = "warn",
     dtype=None,
     axis_index_groups=None,
 ) -> jax.Array:
@@ -166,7 +172,8 @@ def instance_norm(
       x: floating or complex, for example ``(N, H, W, C)``; examples on axis 0.
       scale, bias: one entry a feature, a scalar, or None.
       axis: the feature axis or axes: -1 for NHWC, 1 for NCHW.
-      epsilon, mask, axis_name, dtype, axis_index_groups: as in :func:`bnjax.layer_norm`.
+      epsilon, mask, axis_name, single_value, dtype, axis_index_groups: as in
+        :func:`bnjax.layer_norm`.
 
     Returns:
       ``y`` of the shape of ``x``.
@@ -189,7 +196,7 @@ def instance_norm(
         raise ValueError(f"axis={axis!r} keeps axis 0, where instance norm has the examples.")
     x, reduced = _ready(x, other_axes((0, *kept), x.ndim))
     sync = canonical_axis_name(x, axis_name, axis_index_groups)
-    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype)
+    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, single_value)
 
 
 def group_norm(
@@ -197,12 +204,14 @@ def group_norm(
     scale,
     bias,
     *,
-    num_groups: int = 32,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
     axis: int = -1,
     axes: Axes | None = None,
     epsilon: float = 1e-6,
     mask=None,
     axis_name=None,
+    single_value: SingleValue = "warn",
     dtype=None,
     axis_index_groups=None,
 ) -> jax.Array:
@@ -219,16 +228,19 @@ def group_norm(
       x: floating or complex, for example ``(N, H, W, C)``.
       scale, bias: one entry a channel, a scalar, or None.
       num_groups: number of groups G; it must divide the number of channels.
+      group_size: channels in a group, with ``num_groups=None``.
       axis: the channel axis: -1 for NHWC, 1 for NCHW.
-      axes: the axes to reduce, ``axis`` among them; all but axis 0 by default.
-      epsilon, mask, axis_name, dtype, axis_index_groups: as in :func:`bnjax.layer_norm`.
+      axes: the axes to reduce, ``axis`` among them; all but axis 0 by default, and all of a
+        vector.
+      epsilon, mask, axis_name, single_value, dtype, axis_index_groups: as in
+        :func:`bnjax.layer_norm`.
 
     Returns:
       ``y`` of the shape of ``x``.
 
     Raises:
-      TypeError, ValueError: as :func:`bnjax.layer_norm`; ``num_groups`` does not divide the
-        channels.
+      TypeError, ValueError: as :func:`bnjax.layer_norm`; ``num_groups`` or ``group_size`` does
+        not divide the channels, or not exactly one of them is None.
 
     Example:
       >>> import jax.numpy as jnp, bnjax
@@ -239,22 +251,20 @@ def group_norm(
     Source: Wu & He (2018), eq. 7. PyTorch's ``GroupNorm`` and ONNX's ``GroupNormalization`` order
     groups alike, channels on axis 1 and epsilon 1e-5.
     """
-    x, reduced = _ready(x, range(1, jnp.ndim(x)) if axes is None else axes)
+    default = range(min(1, jnp.ndim(x) - 1), jnp.ndim(x))
+    x, reduced = _ready(x, default if axes is None else axes)
     (channel,) = canonical_axes((axis,), x.ndim, "axis")
-    num_groups = whole_number(num_groups, "num_groups", 1)
     channels = x.shape[channel]
-    if channels % num_groups:
-        raise ValueError(f"num_groups={num_groups} does not divide the {channels} channels of x.")
+    num_groups, size = groups_of(channels, num_groups, group_size)
     if channel not in reduced:
         raise ValueError(f"axes={axes!r} must hold the channel axis {axis}, which is grouped.")
     sync = canonical_axis_name(x, axis_name, axis_index_groups)
     positions = tuple(a for a in reduced if a != channel)
-    size = channels // num_groups
     if positions:
         # Instance norm, whose statistics are then merged over the channels of each group: on CPU,
         # twice as fast as one reduction over axes that are not neighbours.
         sync = sync._replace(pool=Pool(channel, size))
-        return _apply(x, scale, bias, positions, channel, mask, sync, epsilon, dtype)
+        return _apply(x, scale, bias, positions, channel, mask, sync, epsilon, dtype, single_value)
 
     def split(v):
         """The channel axis as groups and members."""
@@ -267,7 +277,23 @@ def group_norm(
 
     members, both = (channel + 1,), (channel, channel + 1)
     params, mask = (split(scale), split(bias)), split(check_mask(mask, x))
-    return _apply(split(x), *params, members, both, mask, sync, epsilon, dtype).reshape(x.shape)
+    y = _apply(split(x), *params, members, both, mask, sync, epsilon, dtype, single_value)
+    return y.reshape(x.shape)
+
+
+def groups_of(channels: int, num_groups: int | None, group_size: int | None) -> tuple[int, int]:
+    """Number and size of the groups of ``channels``, from whichever is given."""
+    if (num_groups is None) == (group_size is None):
+        raise ValueError(
+            f"one of num_groups={num_groups} and group_size={group_size} must be None, and the "
+            "other not. To give group_size, give num_groups=None as well."
+        )
+    name, given = ("num_groups", num_groups) if group_size is None else ("group_size", group_size)
+    given = whole_number(given, name, 1)
+    if channels % given:
+        raise ValueError(f"{name}={given} does not divide the {channels} channels of x.")
+    other = channels // given
+    return (given, other) if group_size is None else (other, given)
 
 
 def _ready(x, axes):
@@ -276,17 +302,30 @@ def _ready(x, axes):
     return x, canonical_axes(axes, x.ndim, "axes")
 
 
-def _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, about_mean=True):
+def _apply(
+    x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, single_value="allow", about_mean=True
+):
     """Check what is left, and call the jitted norm; ``kept`` are the axes of scale and bias."""
     rule = Rule(reduced, check_epsilon(epsilon), output_dtype(dtype, x), sync, about_mean)
-    if about_mean and size_of(x.shape, reduced) * merged_sets(sync) == 1:
-        warnings.warn(
-            f"each mean of x of shape {x.shape} is that of one value (reduced axes {reduced}), so "
-            "y is bias, whatever x is.",
-            stacklevel=3,
+    if single_value not in get_args(SingleValue):
+        raise ValueError(
+            f"single_value must be one of {get_args(SingleValue)}, got {single_value!r}."
         )
+    if about_mean and size_of(x.shape, reduced) * merged_sets(sync) == 1:
+        _report_single_value(single_value, x.shape, reduced)
     kept = canonical_axes(kept, x.ndim, "param_axes")
     return _norm(x, scale, bias, check_mask(mask, x), kept, rule)
+
+
+def _report_single_value(single_value, shape, reduced):
+    message = (
+        f"each mean of x of shape {shape} is that of one value (reduced axes {reduced}), so y is "
+        "bias, whatever x is. Reduce more axes, or choose single_value='allow'."
+    )
+    if single_value == "error":
+        raise ValueError(message)
+    if single_value == "warn":
+        warnings.warn(message, stacklevel=4)
 
 
 @functools.partial(jax.jit, static_argnames=("kept", "rule"))

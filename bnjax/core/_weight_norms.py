@@ -1,0 +1,230 @@
+"""Normalise weights instead of activations: weight norm, spectral norm, weight standardisation."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnjax.core._axes import (
+    Axes,
+    canonical_axes,
+    check_inexact,
+    compute_dtype,
+    other_axes,
+    whole_number,
+)
+from bnjax.core._normalize import check_epsilon, expand_params
+from bnjax.core._standardize import Rule, standardize
+from bnjax.core._statistics import abs_sq
+
+
+def weight_norm(w, scale, *, axis: Axes | None = -1, epsilon: float = 1e-12) -> jax.Array:
+    r"""Weights whose length and direction are separate parameters.
+
+    .. math::
+        \hat w = g\, \frac{w}{\sqrt{\lVert w \rVert^2 + \epsilon}}
+
+    with the norm over all axes but ``axis``. Zero weights give zero, with finite gradients.
+
+    Args:
+      w: weights, floating or complex, for example ``(in, out)`` or ``(H, W, in, out)``.
+      scale: g, the lengths: the shape of ``w`` on ``axis``, a scalar, or None for 1.
+      axis: the axes that are kept, each with a norm of its own; None for one norm of all.
+      epsilon: added to the squared norm.
+
+    Returns:
+      Weights of the shape and dtype of ``w``; computed in float32 at least.
+
+    Raises:
+      TypeError: ``w`` is not floating or complex.
+      ValueError: ``scale`` does not fit, or an option is illegal.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> print(bnjax.weight_norm(jnp.array([[3.0], [4.0]]), jnp.array([10.0])))
+      [[6.]
+       [8.]]
+
+    Source: Salimans & Kingma (2016), eq. 2. PyTorch's ``weight_norm`` has no epsilon and keeps
+    axis 0, where its output features are.
+    """
+    w = jnp.asarray(w)
+    check_inexact(w, "w")
+    kept = () if axis is None else canonical_axes(axis, w.ndim, "axis")
+    return _weight_norm(w, scale, kept, check_epsilon(epsilon))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _weight_norm(w, scale, kept, epsilon):
+    dtype = compute_dtype(w.dtype)
+    scale, _ = expand_params(scale, None, w.shape, kept, dtype)
+    wide = w.astype(dtype)
+    squares = jnp.sum(abs_sq(wide), other_axes(kept, w.ndim), keepdims=True)
+    unit = wide * lax.rsqrt(squares + epsilon).astype(dtype)
+    return (unit if scale is None else unit * scale).astype(w.dtype)
+
+
+class SpectralState(NamedTuple):
+    """State of the power iteration of :func:`spectral_norm`.
+
+    Attributes:
+      u: estimate of the first right singular vector, shape ``(1, features)``.
+      sigma: estimate of the largest singular value, scalar; 1 at first.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bnjax
+      >>> print(bnjax.init_spectral_norm(jax.random.key(0), (3, 3, 8, 16)).u.shape)
+      (1, 16)
+
+    Source: Miyato et al. (2018), Algorithm 1. Flax keeps the same two; PyTorch ``u`` and ``v``.
+    """
+
+    u: jax.Array  # (1, features)
+    sigma: jax.Array  # ()
+
+
+def init_spectral_norm(key, shape, dtype=jnp.float32) -> SpectralState:
+    """A random first estimate for weights of ``shape``, whose features are on the last axis.
+
+    Args:
+      key: a key of ``jax.random``.
+      shape: shape of the weights.
+      dtype: of the state.
+
+    Example:
+      >>> import jax, bnjax
+      >>> print(bnjax.init_spectral_norm(jax.random.key(0), (5, 4)).sigma)
+      1.0
+
+    Source: see :class:`SpectralState`.
+    """
+    return SpectralState(jax.random.normal(key, (1, shape[-1]), dtype), jnp.ones((), dtype))
+
+
+def spectral_norm(
+    w, state: SpectralState, *, n_steps: int = 1, epsilon: float = 1e-12, update: bool = True
+) -> tuple[jax.Array, SpectralState]:
+    r"""Weights divided by their largest singular value.
+
+    .. math::
+        v \leftarrow \frac{u W^\top}{\lVert u W^\top \rVert}, \quad
+        u \leftarrow \frac{v W}{\lVert v W \rVert}, \quad
+        \sigma = v W u^\top, \quad \hat W = W / \sigma
+
+    with ``w`` as a matrix of all axes but the last by the last. The vectors are constants for the
+    gradient, :math:`d\sigma = v\, dW\, u^\top`. Zero weights give zero and leave ``u`` as it was,
+    so that the iteration goes on when they have moved.
+
+    Args:
+      w: weights, floating, of rank 2 at least, features on the last axis.
+      state: from :func:`init_spectral_norm`, and then from call to call.
+      n_steps: power iterations, at least 1.
+      epsilon: no norm below its root is divided by.
+      update: False returns ``state`` itself, as for evaluation; ``w`` is divided all the same.
+
+    Returns:
+      ``(w_hat, state)``: weights of the shape and dtype of ``w``.
+
+    Raises:
+      TypeError: ``w`` is not floating.
+      ValueError: ``w`` is a vector, or its features are not those of ``state``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bnjax
+      >>> w = jnp.diag(jnp.array([4.0, 2.0]))
+      >>> state = bnjax.init_spectral_norm(jax.random.key(0), w.shape)
+      >>> w_hat, state = bnjax.spectral_norm(w, state, n_steps=20)
+      >>> print(w_hat.round(3), state.sigma.round(3))
+      [[1.  0. ]
+       [0.  0.5]] 4.0
+
+    Source: Miyato et al. (2018), Algorithm 1 and eq. 11. Flax writes the divided weights into
+    the parameter with nnx (flax#5576), and is stuck for good once weights were zero; PyTorch
+    iterates in training only.
+    """
+    w = jnp.asarray(w)
+    check_inexact(w, "w")
+    if jnp.iscomplexobj(w):
+        raise TypeError("w must be real: the spectral norm of complex weights is not supported.")
+    n_steps = whole_number(n_steps, "n_steps", 1)
+    if w.ndim < 2:
+        raise ValueError(f"w must have rank 2 at least, got shape {w.shape}.")
+    if state.u.shape != (1, w.shape[-1]):
+        raise ValueError(
+            f"state.u has shape {state.u.shape}, but w of shape {w.shape} needs "
+            f"(1, {w.shape[-1]}): make it with init_spectral_norm(key, w.shape)."
+        )
+    w_hat, new = _spectral_norm(w, state, n_steps, check_epsilon(epsilon))
+    return w_hat, new if update else state
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _spectral_norm(w, state, n_steps, epsilon):
+    matrix = w.astype(compute_dtype(w.dtype)).reshape(-1, w.shape[-1])
+    constant = lax.stop_gradient(matrix)
+    u = state.u.astype(matrix.dtype)
+    # Far from over- and underflow, whatever the size of the weights.
+    largest = jnp.max(jnp.abs(constant))
+    scaled = constant / jnp.where(largest > 0, largest, 1)
+    for _ in range(n_steps):
+        v = _unit(u @ scaled.T, epsilon)
+        u = _unit(v @ scaled, epsilon)
+    sigma = (v @ matrix @ u.T)[0, 0]
+    w_hat = (matrix / jnp.where(sigma != 0, sigma, 1)).reshape(w.shape).astype(w.dtype)
+    u = jnp.where(largest > 0, u, state.u.astype(u.dtype))
+    state = SpectralState(u.astype(state.u.dtype), lax.stop_gradient(sigma).astype(state.u.dtype))
+    return w_hat, state
+
+
+def _unit(v, epsilon):
+    """``v`` with length 1; what is shorter than the root of ``epsilon`` comes out shorter."""
+    return v * lax.rsqrt(jnp.maximum(jnp.sum(v * v), epsilon))
+
+
+def weight_standardize(w, gain=None, *, axis: Axes = -1, epsilon: float = 1e-5) -> jax.Array:
+    r"""Weights with mean 0 and variance 1 for each output feature.
+
+    .. math::
+        \hat w = g\, \frac{w - \mu}{\sqrt{v + \epsilon}}, \qquad
+        \mu, v \text{ over all axes of } w \text{ but } \texttt{axis}
+
+    The arithmetic and the derivative rule of :func:`bnjax.layer_norm`, on weights.
+
+    Args:
+      w: weights, floating or complex, for example ``(H, W, in, out)``.
+      gain: g, the shape of ``w`` on ``axis``, a scalar, or None for 1. For unit variance of the
+        output give ``fan_in ** -0.5``.
+      axis: the output features.
+      epsilon: added to the variance.
+
+    Returns:
+      Weights of the shape and dtype of ``w``.
+
+    Raises:
+      TypeError: ``w`` is not floating or complex.
+      ValueError: ``gain`` does not fit, or an option is illegal.
+
+    Example:
+      >>> import jax.numpy as jnp, bnjax
+      >>> print(bnjax.weight_standardize(jnp.array([[1.0, 2.0], [3.0, 6.0]])).round(3))
+      [[-1. -1.]
+       [ 1.  1.]]
+
+    Source: Qiao et al. (2019), eq. 4; Brock et al. (2021) for the gain. PyTorch and Flax have
+    none; Haiku's ``hk.nets`` has the scaled form.
+    """
+    w = jnp.asarray(w)
+    check_inexact(w, "w")
+    kept = canonical_axes(axis, w.ndim, "axis")
+    rule = Rule(other_axes(kept, w.ndim), check_epsilon(epsilon), w.dtype)
+    return _weight_standardize(w, gain, kept, rule)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _weight_standardize(w, gain, kept, rule):
+    gain, _ = expand_params(gain, None, w.shape, kept, compute_dtype(w.dtype))
+    return standardize(w, None, gain, None, None, rule)[0]
