@@ -8,6 +8,7 @@ from bnjax.core._batch_norm import batch_norm
 from bnjax.core._batch_renorm import batch_renorm
 from bnjax.core._batch_stats import BatchStats, init_batch_stats, update_batch_stats
 from bnjax.core._checkpoint import save_norm_statistics
+from bnjax.core._dataset_moments import dataset_moments
 from bnjax.core._feature_norms import group_norm, instance_norm, layer_norm, rms_norm
 from bnjax.core._moments import Moments, merge, moments
 from bnjax.core._normalize import normalize, scale_shift
@@ -28,6 +29,7 @@ __all__ = [
     "batch_norm",
     "batch_renorm",
     "begin_update",
+    "dataset_moments",
     "group_norm",
     "init_batch_stats",
     "init_spectral_norm",

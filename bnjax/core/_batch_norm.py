@@ -38,11 +38,13 @@ from bnjax.core._devices import Sync, canonical_axis_name, devices
 from bnjax.core._moments import compact
 from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
 from bnjax.core._pending_update import PendingUpdate, add_to_update
+from bnjax.core._spread import standardize_by_spread
 from bnjax.core._standardize import Correction, Rule, standardize_batches, virtual_batches
 from bnjax.core._statistics import Statistics, known_count, statistics
 
 SingleValue = Literal["error", "warn", "allow", "running"]
 Unseen = Literal["warn", "nan", "allow"]
+Spread = Literal["std", "l1", "linf"]
 
 
 def batch_norm(
@@ -66,6 +68,7 @@ def batch_norm(
     unseen: Unseen = "warn",
     dtype=None,
     axis_index_groups=None,
+    spread: Spread = "std",
 ) -> tuple[jax.Array, BatchStats | PendingUpdate]:
     r"""Normalise each feature of ``x`` over the batch, or by running statistics.
 
@@ -132,7 +135,10 @@ def batch_norm(
         "allow".
       dtype: dtype of ``y``; that of ``x`` unless given.
       axis_index_groups: groups of indices of ``axis_name`` to merge separately, where JAX
-        supports them (``jax.pmap``).
+        supports them (``jax.pmap``, unchecked ``shard_map``); elsewhere name a mesh axis.
+      spread: what the deviations are divided by: "std"; "l1", their mean absolute value; or
+        "linf", the largest. The running ``var`` is then its square. Neither is merged over
+        devices or virtual batches.
 
     Returns:
       ``(y, batch_stats)``: ``y`` of the shape of ``x``; statistics that are the argument itself
@@ -156,7 +162,8 @@ def batch_norm(
       >>> y, _ = bnjax.batch_norm(x, jnp.ones(2), jnp.zeros(2), stats, train=False)
 
     Source: Ioffe & Szegedy (2015), Algorithms 1 and 2; Chan, Golub & LeVeque (1983) for the
-    statistics; Hoffer et al. (2017) for virtual batches. PyTorch's ``momentum`` is ``1 - decay``
+    statistics; Hoffer et al. (2017) for virtual batches; Santurkar et al. (2018),
+    §3.3, for other spreads. PyTorch's ``momentum`` is ``1 - decay``
     and its running variance has ddof=1. Flax computes ``E[x²] - E[x]²`` by default, averages
     means over devices and has no count.
     """
@@ -181,6 +188,7 @@ def batch_norm(
         unseen=unseen,
         dtype=dtype,
         axis_index_groups=axis_index_groups,
+        spread=spread,
     )
 
 
@@ -206,6 +214,7 @@ def run(
     unseen,
     dtype,
     axis_index_groups,
+    spread="std",
 ) -> tuple[jax.Array, Any]:
     """Check the arguments of batch norm, or with ``limits`` of batch renorm, and choose a program.
 
@@ -218,6 +227,12 @@ def run(
     check_ddof(ddof)
     _check_choice("single_value", single_value, get_args(SingleValue))
     _check_choice("unseen", unseen, get_args(Unseen))
+    _check_choice("spread", spread, get_args(Spread))
+    if spread != "std" and not (axis_name is None and virtual_batch_size is None):
+        raise ValueError(
+            f"spread={spread!r} is of one batch on one device; got axis_name={axis_name!r}, "
+            f"virtual_batch_size={virtual_batch_size!r}. Leave both None, or use spread='std'."
+        )
     static_decay = float(decay) if isinstance(decay, numbers.Real) else None
     traced_decay = decay if static_decay is None else None
     plan = _Plan(
@@ -235,6 +250,7 @@ def run(
         sync=canonical_axis_name(x, axis_name, axis_index_groups),
         dtype=output_dtype(dtype, x),
         renorm=limits is not None,
+        spread=spread,
     )
     before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
     _check_fit(x, before, plan)
@@ -267,6 +283,7 @@ class _Plan(NamedTuple):
     sync: Sync
     dtype: jnp.dtype
     renorm: bool
+    spread: Spread
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -279,7 +296,11 @@ def _train(x, scale, bias, mask, batch_stats, traced_decay, limits, plan: _Plan)
         scale = jnp.ones_like(correction.inv_std) if scale is None else scale
         bias = jnp.zeros_like(correction.inv_std) if bias is None else bias
     rule = Rule(other_axes(plan.kept, x.ndim), plan.epsilon, plan.dtype, plan.sync)
-    y, stats = standardize_batches(x, mask, scale, bias, correction, rule, plan.virtual_batch_size)
+    if plan.spread != "std":
+        y, stats = standardize_by_spread(x, mask, scale, bias, rule, plan.spread)
+    else:
+        size = plan.virtual_batch_size
+        y, stats = standardize_batches(x, mask, scale, bias, correction, rule, size)
     return y, _update(x, mask, batch_stats, stats, traced_decay, plan)
 
 
@@ -314,7 +335,11 @@ def _evaluate(x, scale, bias, mask, batch_stats, plan: _Plan, poison):
 @functools.partial(jax.jit, static_argnames="plan")
 def _track(x, mask, batch_stats, traced_decay, plan: _Plan):
     """Update the running statistics without normalising by the batch."""
-    stats = statistics(x, mask, other_axes(plan.kept, x.ndim), plan.sync)
+    rule = Rule(other_axes(plan.kept, x.ndim), plan.epsilon, plan.dtype, plan.sync)
+    if plan.spread != "std":
+        _, stats = standardize_by_spread(x, mask, None, None, rule, plan.spread)
+    else:
+        stats = statistics(x, mask, rule.axes, rule.sync)
     return _update(x, mask, batch_stats, stats, traced_decay, plan)
 
 
