@@ -214,7 +214,7 @@ def run(
     unseen,
     dtype,
     axis_index_groups,
-    spread="std",
+    spread: Spread = "std",
 ) -> tuple[jax.Array, Any]:
     """Check the arguments of batch norm, or with ``limits`` of batch renorm, and choose a program.
 
@@ -350,9 +350,8 @@ def _ready_params(x, scale, bias, plan):
 def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
     """Move ``batch_stats`` towards the statistics of ``x``; no gradient."""
     axes = other_axes(plan.kept, x.ndim)
-    update: Callable = update_batch_stats
-    if plan.renorm:
-        update = functools.partial(update_by_std, epsilon=plan.epsilon)
+    by_std = functools.partial(update_by_std, epsilon=plan.epsilon)
+    update: Callable[..., Any] = by_std if plan.renorm else update_batch_stats
     if isinstance(batch_stats, PendingUpdate):
         update = functools.partial(add_to_update, update)
     updated = update(

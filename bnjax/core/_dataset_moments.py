@@ -11,7 +11,7 @@ from bnjax.core._axes import Axes, canonical_axes, other_axes
 from bnjax.core._moments import Moments, merge, moments
 
 
-def dataset_moments(batches: Iterable, *, axis: Axes = -1, progress: bool = False) -> Moments:
+def dataset_moments(batches: Iterable, *, axis: Axes = -1) -> Moments:
     r"""Moments of each feature over all batches, for standardising inputs.
 
     .. math::
@@ -25,23 +25,22 @@ def dataset_moments(batches: Iterable, *, axis: Axes = -1, progress: bool = Fals
         x_hat = bnjax.normalize(images / 255, mean, std**2, epsilon=0.0)
 
     Args:
-      batches: arrays with the same features; integers (uint8 images) are taken as float32.
+      batches: arrays with the same features; integers (uint8 images) are taken as float32. For a
+        progress bar wrap it: ``rich.progress.track(batches)``.
       axis: the feature axis or axes: -1 for one mean a channel of NHWC, (1, 2, 3) for one a pixel.
-      progress: show a progress bar (needs ``rich``).
 
     Returns:
       :class:`Moments`, float32 at least.
 
     Raises:
       ValueError: there is no batch, or one has other features than the first.
-      ModuleNotFoundError: ``progress`` without ``rich``.
 
     Example:
       >>> import jax.numpy as jnp, bnjax
       >>> data = jnp.array([[1.0, 10.0], [3.0, 30.0], [5.0, 50.0]])
       >>> m = bnjax.dataset_moments(data[i : i + 2] for i in (0, 2))
-      >>> print(m.count, m.mean, m.var().round(2))
-      3.0 [ 3. 30.] [  2.67 266.67]
+      >>> print(m.count, m.mean, m.m2)
+      3.0 [ 3. 30.] [  8. 800.]
       >>> print(bnjax.normalize(data, m.mean, m.var()).round(3)[0])
       [-1.225 -1.225]
 
@@ -50,7 +49,7 @@ def dataset_moments(batches: Iterable, *, axis: Axes = -1, progress: bool = Fals
     """
     step = jax.jit(lambda x: moments(x, other_axes(canonical_axes(axis, x.ndim, "axis"), x.ndim)))
     total = None
-    for number, batch in enumerate(_watched(batches) if progress else batches):
+    for number, batch in enumerate(batches):
         x = jnp.asarray(batch)
         part = step(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32))
         if total is not None and part.mean.shape != total.mean.shape:
@@ -67,17 +66,8 @@ def dataset_moments(batches: Iterable, *, axis: Axes = -1, progress: bool = Fals
 def _merge_in_float64(a: Moments, b: Moments) -> Moments:
     # Thousands of merges in float32 would add up thousands of roundings.
     with jax.enable_x64(True):
-        complex_mean = jnp.iscomplexobj(b.mean)
-        kinds = Moments(jnp.float64, jnp.complex128 if complex_mean else jnp.float64, jnp.float64)
-        wide = [Moments(*map(jnp.asarray, m, kinds)) for m in (a, b)]
-        return merge(*wide)
+        return merge(*(jax.tree.map(_wide, m) for m in (a, b)))
 
 
-def _watched(batches):
-    try:
-        from rich.progress import track
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "progress=True needs rich: pip install rich, or leave progress=False.", name=error.name
-        ) from error
-    return track(batches, description="moments")
+def _wide(v):
+    return jnp.asarray(v, jnp.complex128 if jnp.iscomplexobj(v) else jnp.float64)

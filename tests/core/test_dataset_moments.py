@@ -1,7 +1,5 @@
 """Moments of a data set that comes in batches."""
 
-import builtins
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,18 +51,3 @@ def test_what_cannot_be_done_is_said():
         bnjax.dataset_moments(iter([]))
     with pytest.raises(ValueError, match=r"batch 1 has features of shape \(2,\)"):
         bnjax.dataset_moments([np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)])
-
-
-def test_progress_is_shown_and_its_library_named(capsys, monkeypatch):
-    bnjax.dataset_moments([draw(4)], progress=True)
-    assert "moments" in capsys.readouterr().out
-    find = builtins.__import__
-
-    def without_rich(name, *args, **kwargs):
-        if name.startswith("rich"):
-            raise ModuleNotFoundError("no rich", name="rich")
-        return find(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_rich)
-    with pytest.raises(ModuleNotFoundError, match="pip install rich"):
-        bnjax.dataset_moments([draw(4)], progress=True)
