@@ -350,10 +350,7 @@ def _ready_params(x, scale, bias, plan):
 def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
     """Move ``batch_stats`` towards the statistics of ``x``; no gradient."""
     axes = other_axes(plan.kept, x.ndim)
-    by_std = functools.partial(update_by_std, epsilon=plan.epsilon)
-    update: Callable[..., Any] = by_std if plan.renorm else update_batch_stats
-    if isinstance(batch_stats, PendingUpdate):
-        update = functools.partial(add_to_update, update)
+    update = _update_of(batch_stats, plan)
     updated = update(
         batch_stats,
         compact(stats, axes, known_count(x.shape, mask, axes, plan.sync)),
@@ -363,6 +360,14 @@ def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
         skip_nonfinite=plan.skip_nonfinite,
     )
     return jax.lax.stop_gradient(updated)
+
+
+def _update_of(batch_stats, plan: _Plan) -> Callable[..., Any]:
+    """The function that updates ``batch_stats``."""
+    by_std = functools.partial(update_by_std, epsilon=plan.epsilon)
+    update = by_std if plan.renorm else update_batch_stats
+    pending = isinstance(batch_stats, PendingUpdate)
+    return functools.partial(add_to_update, update) if pending else update
 
 
 def _check_fit(x, batch_stats, plan: _Plan):
