@@ -1,0 +1,1 @@
+"""Pictures that explain, drawn from the library itself."""
