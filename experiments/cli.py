@@ -3,7 +3,10 @@
 * 0: done
 * 1: done, and a claim of a benchmark failed
 * 2: the user asked for something that cannot be done; nothing was written
+* 3: another process of a training run seems to have died
 * 130: stopped with Ctrl-C; nothing was written
+
+What `train` wrote up to its last checkpoint is kept whatever happens: the same command goes on.
 """
 
 import sys
@@ -13,10 +16,19 @@ from typing import TYPE_CHECKING
 from experiments.common.errors import UserError
 
 if TYPE_CHECKING:  # imported late, so that the first line comes at once
-    from experiments.options import Benchmark
+    from experiments.options import Benchmark, Train
 
 USER_ERROR, INTERRUPTED = 2, 130
-EXTRAS = ("matplotlib", "pooch", "rich", "sklearn", "scipy", "tyro")  # of bnjax[experiments]
+EXTRAS = (  # of bnjax[experiments]
+    "matplotlib",
+    "orbax",
+    "pooch",
+    "rich",
+    "scipy",
+    "sklearn",
+    "tensorboardX",
+    "tyro",
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -46,6 +58,8 @@ def _dispatch(args: Sequence[str] | None) -> int:
         return 0
     if isinstance(command, options.Benchmark):
         return _benchmark(command, own_process=args is None)
+    if isinstance(command, options.Train):
+        return _train(command)
     from experiments import runner
 
     if isinstance(command, options.Run):
@@ -63,6 +77,17 @@ def _benchmark(command: "Benchmark", own_process: bool) -> int:
     from experiments.benchmarks import runner
 
     return runner.run(command)
+
+
+def _train(command: "Train") -> int:
+    try:
+        from experiments.train import runner
+
+        runner.train(command)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    return 0
 
 
 def _list() -> None:

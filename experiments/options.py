@@ -2,63 +2,22 @@
 
 import contextlib
 import io
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
-from tyro.constructors import PrimitiveConstructorSpec
 
 from experiments.benchmarks import NAMES
 from experiments.common.errors import UserError
+from experiments.common.words import choice, positive, whole
+from experiments.train.options import Train
 
 PROGRAM = "python -m experiments"
-
-
-def _word(metavar: str, parse: Callable[[str], Any]) -> PrimitiveConstructorSpec:
-    """How tyro is to read one word: `parse` raises ValueError; None stands for the preset's."""
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: parse(words[0]),
-        is_instance=lambda value: value is None or isinstance(value, int | float | str),
-        str_from_instance=lambda value: ["preset" if value is None else str(value)],
-    )
-
-
-def _choice(*legal: str) -> PrimitiveConstructorSpec:
-    def parse(text: str) -> str:
-        if text not in legal:
-            raise ValueError(f"{text!r} is not one of {', '.join(legal)}")
-        return text
-
-    return _word("{" + ",".join(legal) + "}", parse)
-
-
-def _whole(low: int, high: int) -> PrimitiveConstructorSpec:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
-        return int(text)
-
-    return _word("INT", parse)
-
-
-def _positive() -> PrimitiveConstructorSpec:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
-            raise ValueError(f"{text!r} is not a positive, finite number")
-        return value
-
-    return _word("FLOAT", parse)
+COMMANDS = ("run", "list", "plot", "benchmark", "train")
 
 
 @dataclass(frozen=True)
@@ -70,24 +29,24 @@ class Run:
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """The experiment; `list` names them."""
-    preset: Annotated[str, _choice("quick", "paper")] = "quick"
+    preset: Annotated[str, choice("quick", "paper")] = "quick"
     """A run under a minute, or the setting of the paper."""
-    data: Annotated[str | None, _choice("digits", "mnist")] = None
+    data: Annotated[str | None, choice("digits", "mnist")] = None
     """Scikit-learn's embedded 8x8 digits, or MNIST. (quick: digits, paper: mnist)"""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $BNJAX_DATA_DIR)")
     ] = None
     """Folder with MNIST's four IDX files, plain or gzipped; nothing is downloaded into it.
     Without it and BNJAX_DATA_DIR, MNIST is downloaded into the user's cache folder."""
-    seeds: Annotated[int | None, _whole(1, 1000)] = None
+    seeds: Annotated[int | None, whole(1, 1000)] = None
     """Number of seeds, trained side by side."""
-    steps: Annotated[int | None, _whole(1, 10**9)] = None
+    steps: Annotated[int | None, whole(1, 10**9)] = None
     """Training steps of each network."""
-    batch_size: Annotated[int | None, _whole(2, 10**6)] = None
+    batch_size: Annotated[int | None, whole(2, 10**6)] = None
     """Images in a mini-batch."""
-    learning_rate: Annotated[float | None, _positive()] = None
+    learning_rate: Annotated[float | None, positive()] = None
     """Learning rate of both networks."""
-    eval_every: Annotated[int | None, _whole(1, 10**9)] = None
+    eval_every: Annotated[int | None, whole(1, 10**9)] = None
     """Steps between evaluations."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = (
         None
@@ -117,15 +76,15 @@ class Benchmark:
     Exits with 1 if a claim fails. An option that means nothing to a benchmark is an error.
     """
 
-    name: Annotated[Positional[str], _choice(*NAMES)]
+    name: Annotated[Positional[str], choice(*NAMES)]
     """What is measured."""
-    shapes: Annotated[str, _choice("quick", "full")] = "full"
+    shapes: Annotated[str, choice("quick", "full")] = "full"
     """A few shapes for a glance, or those that the claims are about."""
-    rounds: Annotated[int | None, _whole(2, 10**6)] = None
+    rounds: Annotated[int | None, whole(2, 10**6)] = None
     """Turns of each contestant."""
-    dtype: Annotated[str | None, _choice("float32", "bfloat16")] = None
+    dtype: Annotated[str | None, choice("float32", "bfloat16")] = None
     """Of the activations."""
-    axis: Annotated[str | None, _choice("last", "first")] = None
+    axis: Annotated[str | None, choice("last", "first")] = None
     """Where the features are: NHWC, or NCHW."""
     out: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/benchmark-NAME)")
@@ -135,7 +94,7 @@ class Benchmark:
     """Replace a finished result in that folder."""
 
 
-Command = Run | List | Plot | Benchmark
+Command = Run | List | Plot | Benchmark | Train
 
 
 def parse(args: Sequence[str] | None) -> Command:
@@ -150,6 +109,7 @@ def parse(args: Sequence[str] | None) -> Command:
         | Annotated[List, subcommand("list")]
         | Annotated[Plot, subcommand("plot")]
         | Annotated[Benchmark, subcommand("benchmark")]
+        | Annotated[Train, subcommand("train")]
     )
     words = list(sys.argv[1:] if args is None else args)
     complaint = io.StringIO()
@@ -186,5 +146,5 @@ def _one_line(box: str) -> str:
 
 
 def _help(words: list[str]) -> str:
-    known = words[:1] if words[:1] in (["run"], ["list"], ["plot"], ["benchmark"]) else []
+    known = words[:1] if words and words[0] in COMMANDS else []
     return " ".join([PROGRAM, *known, "--help"])

@@ -1,8 +1,8 @@
 """Training step of a small residual network: with the batch norm of bnjax, and with Flax's.
 
-The network is written once, with the class of the norm as a field: a stem and six residual blocks
-of two 3x3 convolutions (He et al. 2016, for CIFAR), each convolution followed by the norm. With a
-bare scale and bias in the place of the norm, the rest of the step can be told from batch norm.
+The network is that of `experiments.common.resnet`: a stem and six residual blocks of two 3x3
+convolutions, each convolution followed by the norm. With a bare scale and bias in the place of the
+norm, the rest of the step can be told from batch norm.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,7 @@ from experiments.benchmarks.progress import Progress
 from experiments.benchmarks.settings import Settings, Shape, shape_name
 from experiments.benchmarks.timing import Estimate, geometric_mean, paired_ratios, race
 from experiments.common.records import Record
+from experiments.common.resnet import ResNet
 
 OPTIONS = ("rounds",)
 SHAPES = {"quick": ((32, 32, 32, 3),), "full": ((32, 32, 32, 3), (64, 32, 32, 3))}
@@ -54,50 +55,6 @@ class ScaleAndBias(nn.Module):
 NORMS = {OURS_LINEN: bnjax.linen.BatchNorm, FLAX: nn.BatchNorm, BARE: ScaleAndBias}
 
 
-class Block(nn.Module):
-    """Two convolutions and norms, and the input added."""
-
-    features: int
-    stride: int
-    norm: Any
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        y = _conv(self, self.features, self.stride)(x)
-        y = nn.relu(_norm(self)(y))
-        y = _norm(self)(_conv(self, self.features)(y))
-        if x.shape != y.shape:
-            x = nn.Conv(self.features, (1, 1), self.stride, use_bias=False, dtype=self.dtype)(x)
-        return nn.relu(x + y)
-
-
-class ResNet(nn.Module):
-    """For images of CIFAR's size."""
-
-    norm: Any
-    dtype: Any
-    widths: Sequence[int] = (16, 32, 64)
-    blocks: int = 2  # of each width
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(_norm(self)(_conv(self, self.widths[0])(x)))
-        for stage, width in enumerate(self.widths):
-            for block in range(self.blocks):
-                stride = 2 if stage and not block else 1
-                x = Block(width, stride, self.norm, self.dtype)(x)
-        return nn.Dense(CLASSES, dtype=self.dtype)(x.mean((1, 2))).astype(jnp.float32)
-
-
-def _conv(module: Any, features: int, stride: int = 1) -> nn.Conv:
-    return nn.Conv(features, (3, 3), stride, use_bias=False, dtype=module.dtype)
-
-
-def _norm(module: Any) -> nn.Module:
-    return module.norm(use_running_average=False, momentum=DECAY, dtype=module.dtype)
-
-
 def measure(settings: Settings, progress: Progress, **network: Any) -> Iterator[Record]:
     """One record a turn: `dtype`, `shape`, `round`, `contestant` and `seconds`.
 
@@ -118,7 +75,7 @@ def measure(settings: Settings, progress: Progress, **network: Any) -> Iterator[
 
 def training_call(norm: Any, shape: Shape, dtype: str, **network: Any) -> Callable[[], Any]:
     """A call of one step of SGD with momentum, always from the same state."""
-    model = ResNet(norm, jnp.dtype(dtype), **network)
+    model = ResNet(norm, jnp.dtype(dtype), momentum=DECAY, **network)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=shape), dtype)
     labels = jnp.asarray(rng.integers(CLASSES, size=shape[0]))

@@ -50,3 +50,32 @@ def _tensors(problem: Problem):
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def norm_step(kind: str, problem: Problem, groups: int, epsilon: float) -> Callable[[], Any]:
+    """A call of another norm, forward and backward; images are seen as channels_last."""
+    images = problem.x.ndim == 4
+    x, dy = (torch.from_dlpack(v) for v in (problem.x, problem.dy))
+    if images:
+        x, dy = (torch.movedim(v, -1, 1) for v in (x, dy))
+    scale, bias = (torch.from_dlpack(v).clone().to(x.dtype) for v in (problem.scale, problem.bias))
+    x, scale, bias = (v.detach().requires_grad_() for v in (x, scale, bias))
+    features = (x.shape[-1],)
+    f = torch.nn.functional
+    norms = {
+        "layer": lambda: f.layer_norm(x, features, scale, bias, epsilon),
+        "rms": lambda: f.rms_norm(x, features, scale, epsilon),
+        "group": lambda: f.group_norm(x, groups, scale, bias, epsilon),
+        "instance": lambda: f.instance_norm(x, weight=scale, bias=bias, eps=epsilon),
+    }
+    leaves = (x, scale) if kind == "rms" else (x, scale, bias)
+
+    def call():
+        y = norms[kind]()
+        gradients = torch.autograd.grad(y, leaves, dy)
+        _wait()
+        dx = gradients[0]
+        y, dx = (torch.movedim(v, 1, -1) if images else v for v in (y.detach(), dx))
+        return y, (dx, *gradients[1:])
+
+    return call

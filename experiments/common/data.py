@@ -9,7 +9,7 @@ import numpy as np
 from experiments.common.errors import UserError
 
 DATA_DIR_VARIABLE = "BNJAX_DATA_DIR"
-DATA_SETS = ("digits", "mnist")
+DATA_SETS = ("digits", "mnist", "cifar10")
 NUM_CLASSES = 10
 DIGITS_TEST_SIZE = 500  # of 1,797; one test image is then 0.2 percentage points of accuracy
 
@@ -27,15 +27,16 @@ class Dataset(NamedTuple):
     name: str
     train: Split
     test: Split
+    shape: tuple[int, ...] = ()  # (height, width, channels) of an image, row by row in its pixels
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Loads the data set called `name`.
 
     Args:
-      name: "digits", the 8x8 digits that come with scikit-learn, or "mnist".
-      data_dir: folder of MNIST's files; the default is the environment variable `BNJAX_DATA_DIR`,
-        and without that the user's cache, into which MNIST is downloaded.
+      name: "digits", the 8x8 digits that come with scikit-learn, "mnist", or "cifar10".
+      data_dir: folder of the files of MNIST or CIFAR-10; the default is the environment variable
+        `BNJAX_DATA_DIR`, and without that the user's cache, into which MNIST is downloaded.
 
     Raises:
       UserError: an unknown name, a folder given for the embedded digits, or bad files.
@@ -44,10 +45,12 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         if data_dir is not None:
             raise UserError("--data-dir goes with --data mnist; the digits need no files")
         return load_digits()
+    if data_dir is None and os.environ.get(DATA_DIR_VARIABLE):
+        data_dir = Path(os.environ[DATA_DIR_VARIABLE])
     if name == "mnist":
-        if data_dir is None and os.environ.get(DATA_DIR_VARIABLE):
-            data_dir = Path(os.environ[DATA_DIR_VARIABLE])
         return load_mnist(data_dir)
+    if name == "cifar10":
+        return load_cifar10(data_dir)
     raise UserError(f"unknown data set {name!r}; choose one of {', '.join(DATA_SETS)}")
 
 
@@ -62,7 +65,10 @@ def load_digits() -> Dataset:
     )
     pixels = images / 16
     return Dataset(
-        "digits", _split(pixels[train], labels[train]), _split(pixels[test], labels[test])
+        "digits",
+        _split(pixels[train], labels[train]),
+        _split(pixels[test], labels[test]),
+        (8, 8, 1),
     )
 
 
@@ -72,7 +78,18 @@ def load_mnist(data_dir: Path | None) -> Dataset:
 
     raw = mnist.load_mnist(data_dir)
     train = _split(_unit(raw.train_images), raw.train_labels)
-    return Dataset("mnist", train, _split(_unit(raw.test_images), raw.test_labels))
+    test = _split(_unit(raw.test_images), raw.test_labels)
+    return Dataset("mnist", train, test, (*raw.train_images.shape[1:], 1))
+
+
+def load_cifar10(data_dir: Path | None) -> Dataset:
+    """CIFAR-10's images of 32x32 pixels in colour; see `experiments.common.cifar`."""
+    from experiments.common import cifar
+
+    train, test = cifar.load_cifar10(data_dir)
+    return Dataset(
+        "cifar10", _split(_unit(train[0]), train[1]), _split(_unit(test[0]), test[1]), cifar.SHAPE
+    )
 
 
 def binarize(data: Dataset) -> Dataset:
@@ -85,7 +102,7 @@ def binarize(data: Dataset) -> Dataset:
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
-    """uint8 images (n, rows, columns) to float32 rows (n, pixels) in [0, 1]."""
+    """uint8 images (n, ...) to float32 rows (n, pixels) in [0, 1]."""
     return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
 
 

@@ -1,11 +1,17 @@
 """The networks of the experiments."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from bnjax.linen import BatchNorm
+
+# Called with `use_running_average`, `momentum` and `dtype`, it makes the layer.
+Norm = Callable[..., nn.Module]
 
 
 class MLP(nn.Module):
@@ -22,6 +28,8 @@ class MLP(nn.Module):
       activation: elementwise function.
       init_std: standard deviation of the Gaussian that the weights are drawn from.
       momentum: weight of the old value in the running averages of batch norm.
+      norm: class of the norm, if there is to be one.
+      dtype: of the activations; parameters and statistics are float32.
 
     Sows the input of each activation, (batch, units), as `intermediates/activation_input`, one
     entry a hidden layer.
@@ -33,15 +41,52 @@ class MLP(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.sigmoid
     init_std: float = 0.1
     momentum: float = 0.9
+    norm: Norm = BatchNorm
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps inputs (batch, pixels) to logits (batch, classes)."""
-        kernel_init = nn.initializers.normal(self.init_std)
+        """Maps inputs (batch, pixels) or images to logits (batch, classes), float32."""
+        x = x.reshape(len(x), -1)
+        dense = partial(nn.Dense, kernel_init=nn.initializers.normal(self.init_std))
         for units in self.hidden:
-            x = nn.Dense(units, use_bias=not self.batch_norm, kernel_init=kernel_init)(x)
+            x = dense(units, use_bias=not self.batch_norm, dtype=self.dtype)(x)
             if self.batch_norm:
-                x = BatchNorm(use_running_average=not train, momentum=self.momentum)(x)
+                x = _norm(self, x, train)
             self.sow("intermediates", "activation_input", x)
             x = self.activation(x)
-        return nn.Dense(self.num_classes, kernel_init=kernel_init)(x)
+        return dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+class ConvNet(nn.Module):
+    """3x3 convolutions, each with a norm, a ReLU and 2x2 max pooling, and a linear layer.
+
+    Attributes:
+      norm: class of the norm after each convolution; None for biases instead.
+      dtype: of the activations; parameters and statistics are float32.
+      widths: channels of each convolution.
+      num_classes: number of outputs.
+      momentum: weight of the old value in the running averages of the norm.
+    """
+
+    norm: Norm | None
+    dtype: Any = None
+    widths: tuple[int, ...] = (32, 64)
+    num_classes: int = 10
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images (batch, height, width, channels) to logits (batch, classes), float32."""
+        for width in self.widths:
+            x = nn.Conv(width, (3, 3), use_bias=self.norm is None, dtype=self.dtype)(x)
+            if self.norm is not None:
+                x = _norm(self, x, train)
+            x = nn.max_pool(nn.relu(x), (2, 2), (2, 2), padding="SAME")
+        x = nn.Dense(self.num_classes, dtype=self.dtype)(x.reshape(len(x), -1))
+        return x.astype(jnp.float32)
+
+
+def _norm(module: Any, x: jax.Array, train: bool) -> jax.Array:
+    norm = module.norm(use_running_average=not train, momentum=module.momentum, dtype=module.dtype)
+    return norm(x)

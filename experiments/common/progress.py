@@ -25,10 +25,13 @@ def make_console() -> Console:
 
 
 class Reporter:
-    """Progress over the `total` steps of all runs of an experiment; use it as a context manager."""
+    """Progress over the `total` steps of all runs of an experiment; use it as a context manager.
 
-    def __init__(self, total: int, console: Console):
-        self._total = total
+    A run that goes on where it was stopped has `done` steps behind it.
+    """
+
+    def __init__(self, total: int, console: Console, done: int = 0):
+        self._total, self._start = total, done
         self._before = 0  # steps of the runs finished before
         self._console = console
         self._started = self._last_line = time.monotonic()
@@ -43,7 +46,7 @@ class Reporter:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total, numbers="")
+        self._task = self._bar.add_task("", total=total, completed=done, numbers="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -62,10 +65,11 @@ class Reporter:
         self._bar.update(self._task, description=doing, numbers="")
         self._print(doing)
 
-    def show(self, doing: str, step: int, loss: float, accuracy: float) -> None:
-        """Tells how far the run `doing` is, its training loss and its test accuracy."""
+    def show(self, doing: str, step: int, loss: float, accuracy: float | None) -> None:
+        """Tells how far the run `doing` is, its training loss and its test accuracy, if known."""
         done = self._before + step
-        numbers = f"loss {loss:.3f}  accuracy {accuracy:.1%}"
+        numbers = f"loss {loss:.3f}"
+        numbers += "" if accuracy is None else f"  accuracy {accuracy:.1%}"
         self._bar.update(self._task, completed=done, description=doing, numbers=numbers)
         if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self._total:
             self._print(f"{doing}: {done}/{self._total} steps  {numbers}{self._left(done)}")
@@ -75,7 +79,8 @@ class Reporter:
         self._before += steps
 
     def _left(self, done: int) -> str:
-        seconds = (time.monotonic() - self._started) * (self._total / done - 1)
+        left = (self._total - done) / (done - self._start)
+        seconds = (time.monotonic() - self._started) * left
         return f"  about {seconds:.0f} s left" if seconds > 1 else ""
 
     def _print(self, line: str) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import NAMES, contestants, devices, figure, floor, layer, runner
+from experiments.benchmarks import NAMES, contestants, devices, figure, floor, layer, norms, runner
 from experiments.benchmarks.claims import FAILS, HOLDS, SKIPPED, UNDECIDED, Claim, all_hold, check
 from experiments.benchmarks.contestants import PACKAGES, installed, train_step
 from experiments.benchmarks.hlo import count_passes
@@ -38,6 +38,7 @@ SMALL = {
     "memory": Settings(((32, 8, 8, 16),)),
     "accuracy": Settings(((97, 3),)),
     "devices": Settings(((8, 3, 3, 5),), rounds=2),
+    "norms": Settings(((5, 7, 32), (3, 4, 4, 32)), rounds=2),
 }
 EXTRA = {"network": {"widths": (4,), "blocks": 1}, "compile": {"depth": 2}}
 FEWER = {  # parts of a benchmark left out here, for their compilations take long
@@ -69,6 +70,21 @@ def test_each_benchmark_measures_and_judges(name, monkeypatch):
     assert all(panel.bars for panel in panels)
     json.dumps([panel.as_json() for panel in panels])
     assert len(figure.draw(name, panels).axes) == len(panels)
+
+
+@pytest.mark.parametrize("kind", [kind for kinds in norms.KINDS.values() for kind in kinds])
+def test_contestants_of_the_norms_compute_the_same(kind):
+    images = kind in norms.KINDS[True]
+    problem = draw((3, 4, 4, 64) if images else (5, 7, 32))
+    with relaxed():
+        made = {
+            n: jax.tree.map(np.asarray, call())
+            for n, call in norms.training_calls(kind, problem).items()
+        }
+    assert {"bnjax", "flax linen"} <= set(made)
+    for name, got in made.items():
+        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(made["bnjax"]), strict=True):
+            np.testing.assert_allclose(g.reshape(w.shape), w, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def fake_benchmark(monkeypatch, seconds):

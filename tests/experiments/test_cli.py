@@ -23,8 +23,8 @@ def everything(folder: Path) -> set[Path]:
 
 
 USER_ERRORS = {
-    "no command": ([], "{run, list, plot, benchmark}"),
-    "unknown command": (["frob"], "Available subcommands: run, list, plot, benchmark"),
+    "no command": ([], "{run, list, plot, benchmark, train}"),
+    "unknown command": (["frob"], "Available subcommands: run, list, plot, benchmark, train"),
     "no experiment": (["run"], "NAME"),
     "unknown experiment": (["run", "nope"], "'nope'; choose one of: convergence"),
     "unknown preset": ([*TWO_STEPS, "--preset", "big"], "'big' is not one of quick, paper"),
