@@ -155,7 +155,7 @@ def _affine_jvp(dtype, primals, tangents):
         dx, live = dx.astype(mean.dtype), live_entries(x, mask)
         deviation = deviation_for_tangent(x, mean, None, mask)
         dy = affine_tangent(
-            *deviation, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live, holder(inv_std)
+            deviation, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live, holder(inv_std)
         )
         return dy.astype(dtype)
 
@@ -174,14 +174,19 @@ def centre(x, mean, mask):
 
 
 def deviation_for_tangent(x, mean, mean_lo, mask):
-    """``x - mean - mean_lo`` as ``(x - shift, rest)``, with a shift of its own.
+    """``x - mean - mean_lo`` as ``(x - shift, rest)``: a function of which shift to take.
 
     Taken from the mean itself, XLA would find ``x - mean`` in the forward and in the backward pass
-    and store it for both; a subtraction from another number is done on the fly in each.
+    and store it for both; a subtraction from another number is done on the fly in each. So every
+    sum over ``x - shift`` takes a shift of its own.
     """
-    shift = pin(mean, 2)
-    rest = mean - shift if mean_lo is None else (mean - shift) + mean_lo
-    return centre(x, shift, mask), rest
+
+    def deviation(number: int = 0):
+        shift = pin(mean, 2 + number)
+        rest = mean - shift if mean_lo is None else (mean - shift) + mean_lo
+        return centre(x, shift, mask), rest
+
+    return deviation
 
 
 def affine_of(centred, mean_lo, inv_std, scale, bias, live):
@@ -202,9 +207,7 @@ def affine_of(centred, mean_lo, inv_std, scale, bias, live):
     return y if bias is None else y + bias
 
 
-def affine_tangent(
-    centred, mean_lo, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live, hold
-):
+def affine_tangent(deviation, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live, hold):
     r"""Tangent of :func:`affine_of`, through two vectors and no reduction of its own.
 
     .. math::
@@ -215,19 +218,37 @@ def affine_tangent(
     The transpose needs :math:`\sum \bar y` and :math:`\sum \bar y (x - \mu)`, which one fused
     read of ``x`` and the cotangent gives, and one elementwise pass.
     """
+    if not of_same_features(inv_std, scale):
+        return _affine_tangent_of_two(
+            deviation, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live
+        )
+    centred, mean_lo = deviation()
     dtype = centred.dtype
-    aligned = of_same_features(inv_std, scale)
-    inner = scale if aligned else None
-    gain = hold(gain_of(inv_std, inner).astype(dtype))
-    dgain = gain_of(dinv_std, inner).astype(dtype)
-    if inner is not None:
+    gain = hold(gain_of(inv_std, scale).astype(dtype))
+    dgain = gain_of(dinv_std, scale).astype(dtype)
+    if scale is not None:
         dgain = dgain + inv_std.astype(dtype) * dscale
     u = -gain * dmean - mean_lo * dgain
-    if live is None and aligned and of_same_features(inv_std, dbias):
+    if live is None and of_same_features(inv_std, dbias):
         return gain * dx + centred * dgain + (u if dbias is None else u + dbias)
     dy = zero_unless(live, gain * dx + centred * dgain + u)
-    if not aligned:
-        dy = dy * scale + zero_unless(live, (centred - mean_lo) * gain) * dscale
+    return dy if dbias is None else dy + dbias
+
+
+def _affine_tangent_of_two(deviation, inv_std, scale, dx, dmean, dinv_std, dscale, dbias, live):
+    """The same where ``scale`` varies along other axes than ``inv_std``: a product of two.
+
+    The transpose has sums along the axes of both. Each is given vectors of its own, so that no
+    product of the size of ``x`` is shared, which XLA on CPU would store.
+    """
+    (centred, mean_lo), (again, again_lo) = deviation(), deviation(1)
+    dtype = centred.dtype
+    inv_std, dinv_std = inv_std.astype(dtype), dinv_std.astype(dtype)
+    scales = [holder(k * jnp.real(scale))(scale) for k in (1, 2)]
+    other = holder(2 * jnp.real(inv_std))(inv_std)
+    u = -inv_std * dmean - mean_lo * dinv_std
+    dy = inv_std * dx * scale + centred * dinv_std * scales[0] + u * scales[1]
+    dy = zero_unless(live, dy + (again - again_lo) * other * dscale)
     return dy if dbias is None else dy + dbias
 
 

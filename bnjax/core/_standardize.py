@@ -86,7 +86,7 @@ def _standardize_jvp(rule: Rule, primals, tangents):
         deviation = deviation_for_tangent(x, stats.mean, stats.mean_lo, mask)
         live = live_entries(x, mask)
         dy = affine_tangent(
-            *deviation, inv_std, scale, dx, dstats.mean, dinv_std, dscale, dbias, live, hold
+            deviation, inv_std, scale, dx, dstats.mean, dinv_std, dscale, dbias, live, hold
         )
         return dy.astype(rule.dtype), dstats
 
