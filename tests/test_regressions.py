@@ -197,6 +197,7 @@ def test_jax_21855_gradients_under_shard_map_are_summed_once(checked):
 
 
 COVERED_ELSEWHERE = {
+    "flax#5576": "tests.nnx.test_weight_norms:test_flax_5576_a_call_leaves_the_parameters_alone",
     "constant features": "tests.core.test_batch_norm:"
     "test_constant_features_give_exactly_bias_and_finite_gradients",
     "pytorch#196699, pytorch#61222": "tests.core.test_standardize:"

@@ -124,7 +124,7 @@ class BatchNorm(nn.Module):
             pending = self.variable("batch_moments", "pending")
         state = stats if pending is None else pending.value
         initializing = self.is_initializing()
-        y, new = batch_norm(
+        y, new = self._normalize(
             x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32),
             scale,
             bias,
@@ -154,6 +154,15 @@ class BatchNorm(nn.Module):
         return y
 
     @nn.nowrap
+    def _normalize(self, *args, **options):
+        return batch_norm(*args, **options)
+
+    @nn.nowrap
+    def _counts(self) -> bool:
+        """Whether the updates are counted in ``batch_stats/count``."""
+        return self.debias or self.momentum is None
+
+    @nn.nowrap
     def _param(self, name, use, init, shape):
         return self.param(name, init, list(shape), self.param_dtype) if use else None
 
@@ -165,7 +174,7 @@ class BatchNorm(nn.Module):
             "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, dtype),
             "var": self.variable("batch_stats", "var", jnp.ones, shape, dtype),
         }
-        if self.debias or self.momentum is None:
+        if self._counts():
             variables["count"] = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         values = {name: variable.value for name, variable in variables.items()}
         if self.force_float32_reductions:

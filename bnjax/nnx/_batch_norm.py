@@ -111,8 +111,6 @@ class BatchNorm(nnx.Module):
 
         self.mean = nnx.BatchStat(jnp.zeros((num_features,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((num_features,), jnp.float32))
-        if debias or momentum is None:
-            self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.scale = param(use_scale, scale_init, scale_metadata)
         self.bias = param(use_bias, bias_init, bias_metadata)
 
@@ -135,6 +133,8 @@ class BatchNorm(nnx.Module):
         self.virtual_batch_size = virtual_batch_size
         self.skip_nonfinite = skip_nonfinite
         self.single_value: SingleValue = single_value
+        if self._counts():
+            self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
     def __call__(self, x, use_running_average: bool | None = None, *, mask=None) -> jax.Array:
         """Normalise ``x`` and, in training, update the running statistics.
@@ -160,7 +160,7 @@ class BatchNorm(nnx.Module):
         pending = getattr(self, "pending", None)
         state = stats if pending is None else pending.get_value()
         x, scale, bias, dtype = self._promoted(jnp.asarray(x), stats)
-        y, new = batch_norm(
+        y, new = self._normalize(
             x,
             scale,
             bias,
@@ -198,6 +198,13 @@ class BatchNorm(nnx.Module):
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
+
+    def _normalize(self, *args, **options):
+        return batch_norm(*args, **options)
+
+    def _counts(self) -> bool:
+        """Whether the updates are counted in ``count``."""
+        return self.debias or self.momentum is None
 
     def _batch_stats(self) -> BatchStats:
         """The running statistics as the state of the functional core."""

@@ -10,17 +10,28 @@ from jax.test_util import check_grads
 from bnjax import testing
 from bnjax.testing import LAYERS
 
+# A layer that has no modes sits the exam once.
+EXAMS = [
+    (layer, train) for layer in LAYERS for train in ((True, False) if layer.modes else (True,))
+]
+IDS = [f"{layer}-{'train' if train else 'eval'}" for layer, train in EXAMS]
 
-@pytest.fixture(params=LAYERS, ids=repr)
-def layer(request):
-    if request.param.needs:
-        pytest.importorskip(request.param.needs)
+
+@pytest.fixture(params=EXAMS, ids=IDS)
+def exam(request):
+    if request.param[0].needs:
+        pytest.importorskip(request.param[0].needs)
     return request.param
 
 
-@pytest.fixture(params=[True, False], ids=["train", "eval"])
-def train(request):
-    return request.param
+@pytest.fixture
+def layer(exam):
+    return exam[0]
+
+
+@pytest.fixture
+def train(exam):
+    return exam[1]
 
 
 def data(layer, dtype=jnp.float32):

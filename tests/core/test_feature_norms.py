@@ -206,3 +206,28 @@ def test_errors_name_argument_and_remedy():
         bnjax.layer_norm(jnp.ones((4, 1)), None, None)
     with pytest.warns(UserWarning, match="that of one value"):
         bnjax.group_norm(jnp.ones((4, 6)), None, None, num_groups=6)
+
+
+def test_group_size_is_the_other_way_to_say_num_groups_and_a_vector_is_an_example():
+    x = np.random.default_rng(9).normal(1, 3, (2, 3, 8)).astype(np.float32)
+    got = bnjax.group_norm(x, None, None, num_groups=None, group_size=2)
+    np.testing.assert_array_equal(got, bnjax.group_norm(x, None, None, num_groups=4))
+    want = bnjax.group_norm(x[:1, 0], None, None, num_groups=4)[0]
+    got = bnjax.group_norm(x[0, 0], None, None, num_groups=4)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    for groups in ({"num_groups": None}, {"num_groups": 4, "group_size": 2}):
+        with pytest.raises(ValueError, match="give num_groups=None as well"):
+            bnjax.group_norm(x, None, None, **groups)
+
+
+def test_a_single_value_warns_is_an_error_or_allowed():
+    x, one = jnp.ones((2, 3)), functools.partial(bnjax.layer_norm, scale=None, bias=None)
+    for norm in (functools.partial(one, axes=()), functools.partial(one, axes=(), mask=x > 0)):
+        with pytest.warns(UserWarning, match="that of one value") as record:
+            norm(x)
+        assert record[0].filename == __file__
+        with pytest.raises(ValueError, match="that of one value"):
+            norm(x, single_value="error")
+        np.testing.assert_array_equal(norm(x, single_value="allow"), jnp.zeros((2, 3)))
+    with pytest.raises(ValueError, match="single_value must be one of"):
+        one(x, single_value="running")
