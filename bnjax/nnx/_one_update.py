@@ -20,9 +20,9 @@ def one_update(model: nnx.Module) -> Iterator[None]:
     """Let all calls of ``model`` inside the block make one update of its running statistics.
 
     Micro-batches, or several forward passes of a step, then move the statistics once, by the
-    merged moments of all of them. Works on every :class:`bnjax.nnx.BatchNorm` and ``BatchRenorm`` in ``model``;
-    inside ``nnx.jit`` open the block within the jitted function. A block within a block is the
-    outer one's.
+    merged moments of all of them. Works on every :class:`bnjax.nnx.BatchNorm` and
+    :class:`bnjax.nnx.BatchRenorm` in ``model``; inside ``nnx.jit`` open the block within the jitted
+    function. A block within a block is the outer one's.
 
     Args:
       model: a module that holds the layers, or one of them.
