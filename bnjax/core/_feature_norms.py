@@ -12,6 +12,26 @@ group norm     H, W, C within a group  image and group of channels
 =============  =====================  ============================
 
 None of them knows of other examples, so there are no running statistics and no modes.
+
+Conventions elsewhere, where a model moves over. Everywhere epsilon is added inside the root, the
+variance that normalises is that of the population (ddof 0), and groups are runs of neighbouring
+channels.
+
+=============  =========================  ==========================  ========================
+norm           PyTorch                    ONNX                        Flax
+=============  =========================  ==========================  ========================
+batch norm     1e-5, axis 1; running      1e-5, axis 1; running       1e-5, axis -1; running
+               variance with ddof 1       variance with ddof 0        variance with ddof 0
+layer norm     1e-5, last axes            1e-5, axes from ``axis``    1e-6, last axis
+instance norm  1e-5, axis 1, no           1e-5, axis 1                1e-6, axis -1
+               parameters by default
+group norm     1e-5, axis 1               1e-5, axis 1; parameters    1e-6, axis -1
+                                          of each group before
+                                          opset 21, then of each
+                                          channel
+RMS norm       machine epsilon, last      1e-5, axes from ``axis``,   1e-6, last axis
+               axes                       from opset 23
+=============  =========================  ==========================  ========================
 """
 
 from __future__ import annotations

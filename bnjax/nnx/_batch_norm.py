@@ -15,7 +15,7 @@ from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
 from bnjax.core import BatchStats, PendingUpdate, batch_norm
-from bnjax.core._axes import at_least_float32, inexact_dtype
+from bnjax.core._axes import at_least_float32, compute_dtype, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
 
 
@@ -219,5 +219,5 @@ class BatchNorm(nnx.Module):
             arrays = (x, stats.mean, stats.var, scale, bias)
             x, _, _, scale, bias = self.promote_dtype(arrays, dtype=self.dtype)
         dtype = self.dtype or inexact_dtype(x, stats.mean, stats.var, scale, bias)
-        x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(dtype)
+        x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(compute_dtype(dtype))
         return x, scale, bias, dtype

@@ -169,3 +169,12 @@ def test_running_statistics_loaded_in_half_precision_are_averaged_in_float32():
     layer.var.set_value(layer.var[...].astype(jnp.bfloat16))
     layer(X)
     assert layer.var[...].dtype == jnp.float32
+
+
+def test_integers_are_not_rounded_to_a_narrow_dtype_first():
+    x = jnp.arange(1000, 1032)[:, None]  # bfloat16 holds every fourth of these
+    wide, narrow = (
+        BatchNorm(1, dtype=dtype, rngs=nnx.Rngs(0))(x) for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
