@@ -19,7 +19,8 @@ def standardize_by_spread(x, mask, scale, bias, rule: Rule, spread: str):
     """
     wide = x.astype(compute_dtype(x.dtype, rule.dtype))
     stats = statistics(wide, mask, rule.axes, rule.sync)
-    deviation = jnp.abs(zero_unless(mask, centre(x, stats.mean, mask) - stats.mean_lo))
+    centred, live = centre(x, stats.mean, mask), live_entries(x, mask)
+    deviation = jnp.abs(zero_unless(mask, centred - stats.mean_lo))
     if spread == "l1":
         weight = reciprocal(stats.count).astype(deviation.dtype)
         size = jnp.sum(deviation, rule.axes, keepdims=True) * weight
@@ -27,6 +28,5 @@ def standardize_by_spread(x, mask, scale, bias, rule: Rule, spread: str):
         size = jnp.max(deviation, rule.axes, keepdims=True)
     stats = stats._replace(var=jnp.square(size))
     inv_std = inverse_std(stats.var, rule.epsilon, None if mask is None else stats.count)
-    centred, live = centre(x, stats.mean, mask), live_entries(x, mask)
     y = affine_of(centred, stats.mean_lo, inv_std, scale, bias, live)
     return y.astype(rule.dtype), stats

@@ -1,4 +1,4 @@
-"""The training loop: one step, a chunk of steps inside `jit`, and several seeds side by side.
+"""The training loop: a chunk of steps inside `jit`, and several seeds side by side.
 
 Data and weights stay on the device. A chunk of steps is one `lax.scan`, and all seeds are trained
 together under `vmap`, so the host is asked once per evaluation and never per step.
@@ -6,25 +6,20 @@ together under `vmap`, so the host is asked once per evaluation and never per st
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.training import train_state
 
+from bnjax.training import TrainState, train_step
 from experiments.common.data import Dataset
+from experiments.common.loss import LossFn, make_loss_fn
 
 Batch = tuple[jax.Array, jax.Array]  # images (batch, pixels), labels (batch,)
 Metrics = dict[str, jax.Array]
-
-
-class TrainState(train_state.TrainState):
-    """Weights, optimizer state and the running statistics of batch norm."""
-
-    batch_stats: Any  # {} for a network without batch norm
 
 
 class Evaluation(NamedTuple):
@@ -40,25 +35,10 @@ def init_state(
     """Draws the first weights of `model` for inputs of `pixels` numbers."""
     variables = model.init(key, jnp.zeros((2, pixels)), train=False)
     return TrainState.create(
-        apply_fn=model.apply,
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         tx=optimizer,
     )
-
-
-def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-    """One step of gradient descent on one mini-batch; returns the new state and the loss."""
-    images, labels = batch
-
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updates = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), updates.get("batch_stats", {})
-
-    (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return state.apply_gradients(grads=grads, batch_stats=batch_stats), loss
 
 
 def train_chunk(
@@ -68,6 +48,7 @@ def train_chunk(
     train: Batch,
     first_step: jax.Array,
     *,
+    loss_fn: LossFn,
     num_steps: int,
     batch_size: int,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
@@ -80,6 +61,7 @@ def train_chunk(
       train: all training images (n, pixels) and labels (n,).
       first_step: number of steps taken before, (). The last n mod batch_size images of an epoch's
         order are left out of that epoch.
+      loss_fn: of `bnjax.training`; it gets `images` and `labels`.
 
     Returns:
       The new state, the current order, and the mean loss of the chunk.
@@ -98,8 +80,9 @@ def train_chunk(
             lambda: order,
         )
         chosen = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
-        state, loss = train_step(state, (images[chosen], labels[chosen]))
-        return (state, order), loss
+        batch = {"images": images[chosen], "labels": labels[chosen]}
+        state, metrics = train_step(state, batch, loss_fn)
+        return (state, order), metrics["loss"]
 
     steps = first_step + jnp.arange(num_steps)
     (state, order), losses = jax.lax.scan(body, (state, order), steps)
@@ -109,7 +92,7 @@ def train_chunk(
 def train_seeds(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    evaluate: Callable[[TrainState, Batch], Metrics],
+    evaluate: Callable[..., Metrics],
     data: Dataset,
     *,
     num_seeds: int,
@@ -125,7 +108,7 @@ def train_seeds(
     Args:
       model: the network.
       optimizer: an optax optimizer.
-      evaluate: `(state, test) -> metrics`, scalars by name, traced once.
+      evaluate: `(state, test, model=model) -> metrics`, scalars by name, traced once.
       data: training and test set.
 
     Yields:
@@ -140,20 +123,21 @@ def train_seeds(
     states = jax.vmap(init)(init_keys)  # not jitted: that takes longer to compile than to draw
     orders = jnp.zeros((num_seeds, len(train[1])), jnp.int32)  # drawn anew at step 0
 
-    evaluate_seeds = jax.jit(jax.vmap(evaluate, in_axes=(0, None)))
+    evaluate_seeds = jax.jit(jax.vmap(partial(evaluate, model=model), in_axes=(0, None)))
+    options = {"loss_fn": make_loss_fn(model), "batch_size": batch_size}
     yield Evaluation(0, jax.device_get(evaluate_seeds(states, test)))
     for first in range(0, num_steps, eval_every):
         length = min(eval_every, num_steps - first)
         states, orders, loss = _train_seeds_chunk(
-            states, orders, shuffle_keys, train, first, num_steps=length, batch_size=batch_size
+            states, orders, shuffle_keys, train, first, num_steps=length, **options
         )
         metrics = jax.device_get(evaluate_seeds(states, test) | {"train_loss": loss})
         yield Evaluation(first + length, metrics)
 
 
-@partial(jax.jit, static_argnames=("num_steps", "batch_size"))
-def _train_seeds_chunk(states, orders, keys, train, first_step, *, num_steps, batch_size):
-    chunk = partial(train_chunk, num_steps=num_steps, batch_size=batch_size)
+@partial(jax.jit, static_argnames=("loss_fn", "num_steps", "batch_size"))
+def _train_seeds_chunk(states, orders, keys, train, first_step, **static):
+    chunk = partial(train_chunk, **static)
     return jax.vmap(chunk, in_axes=(0, 0, 0, None, None))(states, orders, keys, train, first_step)
 
 

@@ -1,10 +1,14 @@
 """What is measured on the test set."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.common.loop import Batch, Metrics, TrainState
+from bnjax.training import TrainState
+from experiments.common.loop import Batch, Metrics
 
 PERCENTILES = (15, 50, 85)
 
@@ -20,14 +24,17 @@ def test_metrics(logits: jax.Array, labels: jax.Array) -> Metrics:
     return {"test_accuracy": accuracy(logits, labels), "test_loss": losses.mean()}
 
 
-def evaluate_with_inputs(state: TrainState, test: Batch, *, layer: int, unit: int) -> Metrics:
+def evaluate_with_inputs(
+    state: TrainState, test: Batch, *, model: nn.Module, layer: int, unit: int
+) -> Metrics:
     """Test metrics, and percentiles over the test set of the input of one activation.
 
     Batch norm uses its running statistics here, as it would in use.
 
     Args:
-      state: the network.
+      state: weights and running statistics.
       test: images (n, pixels) and labels (n,).
+      model: the network.
       layer: hidden layer; -1 is the last.
       unit: unit of that layer.
 
@@ -36,7 +43,8 @@ def evaluate_with_inputs(state: TrainState, test: Batch, *, layer: int, unit: in
     """
     images, labels = test
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits, seen = state.apply_fn(variables, images, train=False, mutable=["intermediates"])
+    applied: Any = model.apply(variables, images, train=False, mutable=["intermediates"])
+    logits, seen = applied
     inputs = seen["intermediates"]["activation_input"][layer][:, unit]
     values = jnp.percentile(inputs, jnp.array(PERCENTILES, inputs.dtype))
     named = {f"input_p{q}": value for q, value in zip(PERCENTILES, values, strict=True)}

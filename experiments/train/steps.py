@@ -15,8 +15,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bnjax.training import TrainState, eval_step, train_step
+from experiments.common.loss import make_loss_fn
 from experiments.train.batches import AXIS, Batches
-from experiments.train.networks import make_loss_fn, make_model
+from experiments.train.networks import make_model
 from experiments.train.optimizers import make_optimizer
 from experiments.train.settings import Settings
 

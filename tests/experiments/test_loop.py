@@ -8,24 +8,26 @@ import numpy as np
 import optax
 import pytest
 
+from bnjax.training import train_step
 from experiments.common.data import Dataset, Split
-from experiments.common.loop import init_state, train_chunk, train_seeds, train_step
+from experiments.common.loop import init_state, train_chunk, train_seeds
+from experiments.common.loss import make_loss_fn
 from experiments.common.metrics import evaluate_with_inputs
 from experiments.common.models import MLP
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((33, 6)).astype(np.float32)
 LABELS = RNG.integers(0, 10, 33).astype(np.int32)
-BATCH = (jnp.asarray(IMAGES[:20]), jnp.asarray(LABELS[:20]))
-
-
-STEP = jax.jit(train_step)
+BATCH = {"images": jnp.asarray(IMAGES[:20]), "labels": jnp.asarray(LABELS[:20])}
+MODELS = {batch_norm: MLP(hidden=(5, 4), batch_norm=batch_norm) for batch_norm in (False, True)}
+LOSSES = {batch_norm: make_loss_fn(model) for batch_norm, model in MODELS.items()}
+STEP = jax.jit(train_step, static_argnums=2)
 
 
 @cache
 def make_state(batch_norm: bool):
     """The same object every time, so that `STEP` is compiled once for each network."""
-    model = MLP(hidden=(5, 4), batch_norm=batch_norm)
+    model = MODELS[batch_norm]
     return init_state(jax.random.key(0), model=model, optimizer=optax.sgd(0.5), pixels=6)
 
 
@@ -49,16 +51,16 @@ def test_steps_lower_the_loss(batch_norm):
     state = make_state(batch_norm)
     losses = []
     for _ in range(200):
-        state, loss = STEP(state, BATCH)
-        losses.append(float(loss))
+        state, metrics = STEP(state, BATCH, LOSSES[batch_norm])
+        losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.1
     assert int(state.step) == 200
 
 
 def test_running_statistics_move_towards_the_batch():
-    state, _ = STEP(make_state(True), BATCH)
+    state, _ = STEP(make_state(True), BATCH, LOSSES[True])
     kernel = make_state(True).params["Dense_0"]["kernel"]
-    expected = 0.1 * (BATCH[0] @ kernel).mean(0)  # momentum 0.9, from 0
+    expected = 0.1 * (BATCH["images"] @ kernel).mean(0)  # momentum 0.9, from 0
     np.testing.assert_allclose(state.batch_stats["BatchNorm_0"]["mean"], expected, rtol=1e-4)
 
 
@@ -67,7 +69,7 @@ def test_an_epoch_shows_no_image_twice():
     images, labels = jnp.asarray(IMAGES), jnp.arange(33) % 10
     orders = []
     state, order = make_state(False), jnp.zeros(33, jnp.int32)
-    chunk = jax.jit(partial(train_chunk, num_steps=1, batch_size=10))
+    chunk = jax.jit(partial(train_chunk, loss_fn=LOSSES[False], num_steps=1, batch_size=10))
     for first in range(7):
         state, order, _ = chunk(state, order, jax.random.key(1), (images, labels), first)
         orders.append(np.asarray(order))
