@@ -12,7 +12,14 @@ import pytest
 import bnjax
 
 HEAVY = ("flax", "torch", "matplotlib", "orbax", "optax", "rich", "sklearn", "keras")
-PACKAGES = ["bnjax", "bnjax.linen", "bnjax.nnx", "bnjax.training", "bnjax.testing"]
+PACKAGES = [
+    "bnjax",
+    "bnjax.linen",
+    "bnjax.nnx",
+    "bnjax.training",
+    "bnjax.surgery",
+    "bnjax.testing",
+]
 
 
 @pytest.mark.parametrize("module", ["bnjax", "bnjax.core", "bnjax.testing"])

@@ -216,6 +216,8 @@ COVERED_ELSEWHERE = {
     "test_orbax_1305_flax_5030_restores_equal_types_and_integer_keys",
     "optax#25": "tests.training.test_by_path:"
     "test_optax_25_weight_decay_leaves_scale_and_bias_alone",
+    "keras PR#22104": "tests.surgery.test_freeze:"
+    "test_keras_22104_a_freeze_after_the_first_step_is_not_ignored",
     "tabnet#384": "tests.core.test_standardize:test_virtual_batches_spread_the_remainder",
     "keras#15790": "tests.core.test_standardize:test_virtual_batches_are_not_applied_in_evaluation",
 }

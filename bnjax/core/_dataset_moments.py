@@ -57,13 +57,13 @@ def dataset_moments(batches: Iterable, *, axis: Axes = -1) -> Moments:
                 f"batch {number} has features of shape {part.mean.shape}, those before "
                 f"{total.mean.shape} (axis={axis!r})."
             )
-        total = part if total is None else _merge_in_float64(total, part)
+        total = part if total is None else merge_in_float64(total, part)
     if total is None:
         raise ValueError("batches is empty: there is nothing to take moments of.")
     return jax.tree.map(lambda v, like: jnp.asarray(v, like.dtype), total, part)
 
 
-def _merge_in_float64(a: Moments, b: Moments) -> Moments:
+def merge_in_float64(a: Moments, b: Moments) -> Moments:
     # Thousands of merges in float32 would add up thousands of roundings.
     with jax.enable_x64(True):
         return merge(*(jax.tree.map(_wide, m) for m in (a, b)))

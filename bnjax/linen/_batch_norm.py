@@ -14,6 +14,7 @@ from jax.nn import initializers
 from bnjax.core import BatchStats, PendingUpdate, batch_norm
 from bnjax.core._axes import at_least_float32, canonical_axes, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
+from bnjax.core._switches import AS_CALLED
 
 field = dataclasses.field
 
@@ -124,12 +125,16 @@ class BatchNorm(nn.Module):
             pending = self.variable("batch_moments", "pending")
         state = stats if pending is None else pending.value
         initializing = self.is_initializing()
+        # There only where bnjax.surgery.freeze has put them; a checkpoint holds them as nothing.
+        switches = self.get_variable("batch_stats", "switches") or AS_CALLED
         y, new = self._normalize(
             x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32),
-            scale,
-            bias,
+            *switches.params(scale, bias),
             state,
-            train=not use_running_average,
+            **switches.modes(
+                train=not use_running_average,
+                update_stats=self.update_stats and not use_running_average and not initializing,
+            ),
             decay=self.momentum,
             epsilon=self.epsilon,
             axis=self.axis,
@@ -139,7 +144,6 @@ class BatchNorm(nn.Module):
             ddof=self.ddof,
             debias=self.debias,
             virtual_batch_size=self.virtual_batch_size,
-            update_stats=self.update_stats and not use_running_average and not initializing,
             skip_nonfinite=self.skip_nonfinite,
             single_value="allow" if initializing else self.single_value,
             unseen="warn" if "count" in variables and not initializing else "allow",

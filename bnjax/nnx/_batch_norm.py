@@ -17,6 +17,7 @@ from jax.nn import initializers
 from bnjax.core import BatchStats, PendingUpdate, batch_norm
 from bnjax.core._axes import at_least_float32, compute_dtype, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
+from bnjax.core._switches import AS_CALLED, Switches
 
 
 class BatchNorm(nnx.Module):
@@ -75,6 +76,7 @@ class BatchNorm(nnx.Module):
     """
 
     pending: nnx.Variable  # only inside bnjax.nnx.one_update
+    switches: Switches = AS_CALLED  # set by bnjax.surgery.freeze
 
     def __init__(
         self,
@@ -162,10 +164,12 @@ class BatchNorm(nnx.Module):
         x, scale, bias, dtype = self._promoted(jnp.asarray(x), stats)
         y, new = self._normalize(
             x,
-            scale,
-            bias,
+            *self.switches.params(scale, bias),
             state,
-            train=not use_running_average,
+            **self.switches.modes(
+                train=not use_running_average,
+                update_stats=self.update_stats and not use_running_average,
+            ),
             decay=self.momentum,
             epsilon=self.epsilon,
             axis=self.axis,
@@ -175,7 +179,6 @@ class BatchNorm(nnx.Module):
             ddof=self.ddof,
             debias=self.debias,
             virtual_batch_size=self.virtual_batch_size,
-            update_stats=self.update_stats and not use_running_average,
             skip_nonfinite=self.skip_nonfinite,
             single_value=self.single_value,
             unseen="warn" if hasattr(self, "count") else "allow",
@@ -190,14 +193,19 @@ class BatchNorm(nnx.Module):
                     getattr(self, name).set_value(getattr(after, name))
         return y
 
-    def set_view(self, use_running_average: bool | None = None) -> None:
+    def set_view(
+        self, use_running_average: bool | None = None, switches: Switches | None = None
+    ) -> None:
         """Called by ``nnx.view``.
 
         Args:
           use_running_average: normalise by the running statistics; None changes nothing.
+          switches: see :func:`bnjax.surgery.freeze`; None changes nothing.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
+        if switches is not None:
+            self.switches = switches
 
     def _normalize(self, *args, **options):
         return batch_norm(*args, **options)

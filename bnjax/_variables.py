@@ -1,0 +1,82 @@
+"""Linen's variables and nnx's states, seen as the same thing: arrays by collection and path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+
+# ("params", "block", "BatchNorm_0", "scale"): linen's order, collection first.
+Path = tuple[Any, ...]
+Flat = dict[Path, Any]
+# The kind of nnx variable that a leaf of linen's collection is.
+KINDS: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+
+
+def flatten(variables: Any, argument: str = "variables") -> tuple[Flat, Callable[[Flat], Any]]:
+    """The leaves of ``variables`` by collection and path, and what puts a tree together again.
+
+    Args:
+      variables: linen's ``{"params": ..., "batch_stats": ...}``, or an ``nnx.State``, whose
+        collections are the kinds of its variables (``nnx.Param`` is in ``params``).
+      argument: its name in errors.
+
+    Returns:
+      The leaves; and a function from leaves to a tree of the kind of ``variables``, with leaves
+      replaced, added or left out as it is told.
+    """
+    if isinstance(variables, nnx.State):
+        old = {(_collection(v), *path): v for path, v in nnx.to_flat_state(variables)}
+        return {path: v.get_value() for path, v in old.items()}, lambda new: _to_state(new, old)
+    if isinstance(variables, Mapping) and all(isinstance(v, Mapping) for v in variables.values()):
+        return traverse_util.flatten_dict(variables), traverse_util.unflatten_dict
+    found = type(variables).__name__
+    if isinstance(variables, Mapping):
+        found += f" with {', '.join(map(str, variables))} at the top"
+    raise TypeError(
+        f"{argument} must be linen's variables by collection ({{'params': ..., 'batch_stats': "
+        f"...}}) or an nnx.State, as from nnx.state(model) or nnx.split(model), got {found}."
+    )
+
+
+def name(path: Iterable[Any]) -> str:
+    """``("block", 0, "scale")`` as ``"block/0/scale"``."""
+    return "/".join(map(str, path))
+
+
+def norms(flat: Flat) -> list[Path]:
+    """Paths, without collection, of all layers with running statistics, in the tree's order."""
+    stats = [path[1:] for path in flat if path[0] == "batch_stats"]
+    return [path[:-1] for path in stats if path[-1] == "mean" and (*path[:-1], "var") in stats]
+
+
+def choose(paths: Iterable[Path], pattern: str, argument: str = "layers") -> list[Path]:
+    """The paths in which the regular expression ``pattern`` is found; an error if there is none."""
+    paths = list(paths)
+    chosen = [path for path in paths if re.search(pattern, name(path))]
+    if not chosen:
+        known = ", ".join(name(path) or "(the model itself)" for path in paths) or "none"
+        raise ValueError(
+            f"{argument}={pattern!r} is found in no layer. It is a regular expression to be found "
+            f"anywhere in a path; the layers are {known}."
+        )
+    return chosen
+
+
+def _collection(variable: nnx.Variable) -> str:
+    for collection, kind in KINDS.items():
+        if isinstance(variable, kind):
+            return collection
+    return type(variable).__name__  # random streams and the like: carried along
+
+
+def _to_state(flat: Flat, old: Mapping[Path, nnx.Variable]) -> nnx.State:
+    def variable(path, value):
+        if path in old:
+            return old[path].replace(value)
+        return KINDS[str(path[0])](jnp.asarray(value))
+
+    return nnx.from_flat_state({path[1:]: variable(path, v) for path, v in flat.items()})

@@ -1,0 +1,185 @@
+"""Freeze batch norm layers by path: what they learn, what they record, what normalises."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx, serialization
+
+from bnjax import _variables
+from bnjax.core._switches import AS_CALLED, Switches
+from bnjax.nnx import BatchNorm
+
+T = TypeVar("T")
+LEAF = "switches"
+
+# Nothing in msgpack files, as in orbax's: both save leaves.
+serialization.register_serialization_state(
+    Switches, lambda switches: {}, lambda switches, _: switches
+)
+
+
+def freeze(
+    target: T, layers: str = "", *, affine: bool = True, statistics: bool = True, mode: bool = True
+) -> T:
+    r"""Make batch norm layers a fixed scale and shift, whatever the training step calls for.
+
+    .. math::
+        y = a x + b, \qquad a = \frac{\gamma}{\sqrt{v + \epsilon}}, \quad b = \beta - a \mu
+
+    with :math:`\mu, v` the running statistics and :math:`\gamma, \beta` scale and bias, none of
+    which changes any more: one pass over ``x`` forward and one over the gradient backward, no
+    reduction. Three switches, each by itself:
+
+    ==============  =================================================================
+    ``affine``      scale and bias get no gradient; hand :func:`trained` to optax, so
+                    that neither weight decay nor momentum moves them
+    ``statistics``  the running statistics are not updated
+    ``mode``        the running statistics normalise, in training too
+    ==============  =================================================================
+
+    The usual recipes: all three for a pretrained backbone and small batches; ``statistics`` and
+    ``mode`` to fine-tune scale and bias; ``statistics`` alone for a second forward pass with other
+    data; ``mode`` alone to train as at evaluation while the statistics follow the new data.
+
+    Works on :class:`bnjax.linen.BatchNorm`, :class:`bnjax.nnx.BatchNorm` and their batch renorm;
+    Flax's own layers do not read the switches. The switches are a part of the tree's structure
+    (``batch_stats/.../switches``, without arrays): ``apply`` with ``mutable=["batch_stats"]`` hands
+    them on, and a jitted step that has been called before is compiled anew. They are a setting of
+    the run, not data: checkpoints do not hold them, so freeze again after restoring.
+
+    Args:
+      target: linen's variables (``{"batch_stats": state.batch_stats}`` will do), or an
+        ``nnx.Module``.
+      layers: regular expression to be found in a layer's path, as ``"backbone/.*BatchNorm"``;
+        by default every layer.
+      affine, statistics, mode: which switches to freeze; the others stay as they are.
+
+    Returns:
+      Variables of the same arrays; of a module a view that shares its variables.
+
+    Raises:
+      ValueError: no layer has such a path.
+      TypeError: ``target`` is neither.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bnjax.linen import BatchNorm
+      >>> from bnjax.surgery import freeze
+      >>> norm, x = BatchNorm(use_running_average=False), jnp.array([[1.0], [3.0]])
+      >>> variables = freeze(norm.init(jax.random.key(0), x))
+      >>> y, updates = norm.apply(variables, x, mutable=["batch_stats"])
+      >>> print(y.ravel(), updates["batch_stats"]["mean"])
+      [0.999995 2.999985] [0.]
+
+    Source: the frozen batch norm of detection models, He et al. (2017), *Mask R-CNN*.
+    PyTorch's ``eval()`` of a layer is ``statistics`` and ``mode`` until the next ``train()`` of the
+    model undoes it; torchvision's ``FrozenBatchNorm2d`` is another class. Flax has
+    ``use_running_average``, which is mode and statistics at once, for each layer's author.
+    """
+    fields = _fields(affine, statistics, mode)
+    return _switch(target, layers, fields)
+
+
+def unfreeze(
+    target: T, layers: str = "", *, affine: bool = True, statistics: bool = True, mode: bool = True
+) -> T:
+    """Undo :func:`freeze`: layers do again what the model's call says.
+
+    Args:
+      target, layers: as of :func:`freeze`.
+      affine, statistics, mode: which switches to set free.
+
+    Returns:
+      As :func:`freeze`.
+
+    Raises:
+      ValueError, TypeError: as :func:`freeze`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from bnjax.nnx import BatchNorm
+      >>> from bnjax.surgery import freeze, unfreeze
+      >>> norm = freeze(BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0)))
+      >>> y = unfreeze(norm, mode=False, affine=False)(jnp.array([[1.0], [3.0]]))
+      >>> print(y.ravel(), norm.mean[...])
+      [0.999995 2.999985] [0.2]
+
+    Source: see :func:`freeze`.
+    """
+    free = {name: getattr(AS_CALLED, name) for name in _fields(affine, statistics, mode)}
+    return _switch(target, layers, free)
+
+
+def trained(target: Any) -> Any:
+    """True for parameters that learn: all but scale and bias of layers frozen with ``affine``.
+
+    Args:
+      target: linen's variables with ``params`` and ``batch_stats``, or an ``nnx.Module``.
+
+    Returns:
+      A pytree of bools like ``variables["params"]``, or like ``nnx.state(model, nnx.Param)``: for
+      ``optax.masked`` (frozen parameters then keep their gradient, 0, as update).
+
+    Raises:
+      TypeError: ``target`` is neither.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from bnjax.linen import BatchNorm
+      >>> from bnjax.surgery import freeze, trained
+      >>> variables = BatchNorm().init(jax.random.key(0), jnp.ones((2, 1)), True)
+      >>> tx = optax.masked(optax.sgd(0.1, momentum=0.9), trained(freeze(variables)))
+      >>> print(trained(variables), trained(freeze(variables)))
+      {'bias': True, 'scale': True} {'bias': False, 'scale': False}
+
+    Source: see :func:`freeze`. PyTorch's ``requires_grad``, which the optimizer reads by itself.
+    """
+    if isinstance(target, nnx.Module):
+        params = nnx.state(target, nnx.Param)
+        frozen = {path for path, layer in _layers(target).items() if not layer.switches.affine}
+        # Bare bools: a prefix of the state for tx.init, and of its arrays for tx.update.
+        return nnx.from_flat_state(
+            {path: path[:-1] not in frozen for path, _ in nnx.to_flat_state(params)}
+        )
+    flat, rebuild = _variables.flatten(target, "target")
+    frozen = {p[1:-1] for p, v in flat.items() if isinstance(v, Switches) and not v.affine}
+    learns = {p: p[1:-1] not in frozen for p in flat if p[0] == "params"}
+    return jax.tree.map(lambda v: v, rebuild(learns)["params"])  # in the order of jax.tree
+
+
+def _fields(affine, statistics, mode) -> dict[str, bool]:
+    """What is frozen, as fields of `Switches`."""
+    chosen = {"affine": affine, "statistics": statistics, "train": mode}
+    return {name: False for name, given in chosen.items() if given}
+
+
+def _switch(target, layers, fields) -> Any:
+    if isinstance(target, nnx.Module):
+        return _switch_view(target, layers, fields)
+    flat, rebuild = _variables.flatten(target, "target")
+    for path in _variables.choose(_variables.norms(flat), layers):
+        leaf = ("batch_stats", *path, LEAF)
+        new = (flat.pop(leaf, None) or AS_CALLED).but(**fields)
+        if new != AS_CALLED:
+            flat[leaf] = new
+    return rebuild(flat)
+
+
+def _switch_view(model, layers, fields):
+    found = _layers(model)
+    chosen = set(_variables.choose(found, layers))
+    for switches in {found[path].switches for path in chosen}:
+        same = {path for path in chosen if found[path].switches == switches}
+        model = nnx.view(
+            model,
+            only=lambda path, node, same=same: isinstance(node, BatchNorm) and path in same,
+            switches=switches.but(**fields),
+        )
+    return model
+
+
+def _layers(model: nnx.Module) -> dict[_variables.Path, BatchNorm]:
+    return {path: node for path, node in nnx.iter_graph(model) if isinstance(node, BatchNorm)}

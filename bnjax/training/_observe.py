@@ -1,0 +1,83 @@
+"""Run a model over batches and gather the moments of what reaches its batch norm layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+
+from bnjax import _variables, core
+from bnjax._variables import Path
+from bnjax.core import Moments
+from bnjax.core._dataset_moments import merge_in_float64
+from bnjax.core._switches import Switches
+from bnjax.nnx import BatchNorm
+from bnjax.nnx._one_update import BatchMoments
+from bnjax.training._begin_update import begin_update
+
+# A step is (variables, batch) -> moments of each layer in that batch.
+Step = Callable[[Any, Any], dict[str, Moments]]
+
+
+def observer(
+    model: Any, call: Callable[[Any, Any], Any], switches: Mapping[Path, Switches]
+) -> Step:
+    """The step of a model whose batch norm layers are set by ``switches``; by name of the layer.
+
+    Only layers that are to update their statistics are watched.
+    """
+    watched = [path for path, each in switches.items() if each.statistics]
+    if isinstance(model, nnx.GraphDef):
+        return _observe_nnx(model, call, switches, watched)
+    return _observe_linen(model, call, switches, watched)
+
+
+def gather(step: Step, variables: Any, batches: Iterable) -> tuple[dict[str, Moments], int]:
+    """Merged moments of all ``batches``, and how many batches there were."""
+    total, part, number = None, None, 0
+    for number, batch in enumerate(batches, 1):  # noqa: B007 (used after the loop)
+        part = step(variables, batch)
+        total = part if total is None else {n: merge_in_float64(total[n], part[n]) for n in part}
+    if total is None:
+        raise ValueError("batches is empty: there are no data to take statistics of.")
+    return jax.tree.map(lambda v, like: jnp.asarray(v, like.dtype), total, part), number
+
+
+def _observe_linen(model: nn.Module, call, switches, watched):
+    def step(variables, batch):
+        flat, rebuild = _variables.flatten(variables)
+        for path, setting in switches.items():
+            flat["batch_stats", *path, "switches"] = setting
+        variables = rebuild(flat)
+        variables["batch_moments"] = begin_update(variables["batch_stats"])
+        run = nn.apply(call, model, mutable=["batch_stats", "batch_moments"])
+        new, _ = _variables.flatten(run(variables, batch)[1])
+        return {
+            _variables.name(path): new["batch_moments", *path, "pending"].moments
+            for path in watched
+        }
+
+    return step
+
+
+def _observe_nnx(graphdef: nnx.GraphDef, call, switches, watched):
+    def step(state, batch):
+        model = nnx.merge(graphdef, state)
+        layers = {path: node for path, node in nnx.iter_graph(model) if path in switches}
+        for path, layer in layers.items():
+            if not isinstance(layer, BatchNorm):
+                raise TypeError(
+                    f"{_variables.name(path)} is a {type(layer).__module__}.{type(layer).__name__},"
+                    " which does not tell what it sees. Use bnjax.nnx.BatchNorm in its place: same "
+                    "constructor, same variables."
+                )
+            layer.switches = switches[path]
+            layer.pending = BatchMoments(core.begin_update(layer._batch_stats()))
+        call(model, batch)
+        return {_variables.name(path): layers[path].pending.get_value().moments for path in watched}
+
+    return step

@@ -1,0 +1,262 @@
+"""Fresh population statistics: exact under any split, by path, layer after layer, on devices."""
+
+import ast
+import functools
+import os
+import socket
+import subprocess
+import sys
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import bnjax.linen
+import bnjax.nnx
+from bnjax.training import adapt, recalibrate
+
+# Offsets make variances that a running average, or a mean of variances, would get wrong.
+DATA = np.random.default_rng(0).normal(5, 2, (48, 6)).astype(np.float32)
+DATA += 3 * np.sin(np.arange(48, dtype=np.float32))[:, None]
+
+
+class Net(nn.Module):
+    axis_name: str | None = None
+    norm: type = bnjax.linen.BatchNorm
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(3):
+            x = nn.Dense(5, name=f"dense{i}")(x)
+            x = self.norm(True, axis_name=self.axis_name, name=f"norm{i}")(x)
+            x = nn.relu(x)
+        return x
+
+
+class Nnx(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.dense = nnx.List([nnx.Linear(n, 5, rngs=rngs) for n in (6, 5, 5)])
+        self.norm = nnx.List([bnjax.nnx.BatchNorm(5, rngs=rngs) for _ in range(3)])
+
+    def __call__(self, x):
+        for dense, norm in zip(self.dense, self.norm, strict=True):
+            x = nnx.relu(norm(dense(x)))
+        return x
+
+
+VARIABLES = jax.jit(Net().init)(jax.random.key(0), DATA)
+
+
+def reference(params, data, count=3):
+    """Population statistics of every layer in float64, each normalised by those before."""
+    x, stats = data.astype(np.float64), {}
+    for i in range(count):
+        dense = jax.tree.map(lambda v: np.asarray(v, np.float64), params[f"dense{i}"])
+        x = x @ dense["kernel"] + dense["bias"]
+        stats[f"norm{i}"] = {"mean": x.mean(0), "var": x.var(0)}
+        x = np.maximum((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), 0)
+    return stats
+
+
+def assert_close(stats, expected, rtol=2e-6):
+    for name in expected:
+        for leaf in ("mean", "var"):
+            scale = np.sqrt(expected[name]["var"]) if leaf == "mean" else expected[name]["var"]
+            error = np.abs(np.asarray(stats[name][leaf]) - expected[name][leaf]) / scale
+            assert error.max() < rtol, (name, leaf, error.max())
+
+
+def split(data, cuts):
+    return [part for part in np.split(data, sorted(cuts)) if len(part)]
+
+
+@hypothesis.given(cuts=st.sets(st.sampled_from([2, 8, 16, 24, 40]), max_size=4))
+@hypothesis.settings(max_examples=8)
+def test_layer_by_layer_is_exact_under_any_split(cuts):
+    new = recalibrate(Net(), VARIABLES, split(DATA, cuts), layer_by_layer=True)
+    assert_close(new["batch_stats"], reference(VARIABLES["params"], DATA))
+    chex.assert_trees_all_equal(new["params"], VARIABLES["params"])
+
+
+@pytest.mark.parametrize("cuts", [[], [2], [16, 40]])
+def test_one_pass_is_exact_in_the_first_layer_and_as_in_training_behind(cuts):
+    new = recalibrate(Net(), VARIABLES, split(DATA, cuts))["batch_stats"]
+    expected = reference(VARIABLES["params"], DATA)
+    assert_close({"norm0": new["norm0"]}, {"norm0": expected["norm0"]})
+    if not cuts:
+        assert_close(new, expected)
+    else:  # normalised by other batches, the second layer has seen other data
+        with pytest.raises(AssertionError):
+            assert_close(new, expected, rtol=1e-3)
+
+
+def test_chosen_layers_see_the_others_as_in_evaluation():
+    stats = jax.tree.map(lambda v: v + 0.5, VARIABLES["batch_stats"])
+    variables = VARIABLES | {"batch_stats": stats}
+    new = recalibrate(Net(), variables, split(DATA, [16]), layers="norm1")["batch_stats"]
+    chex.assert_trees_all_equal(new["norm0"], stats["norm0"])
+    chex.assert_trees_all_equal(new["norm2"], stats["norm2"])
+    dense = jax.tree.map(lambda v: np.asarray(v, np.float64), VARIABLES["params"])
+    x = DATA.astype(np.float64) @ dense["dense0"]["kernel"]
+    x = np.maximum((x - 0.5) / np.sqrt(1.5 + 1e-5), 0) @ dense["dense1"]["kernel"]
+    assert_close(new, {"norm1": {"mean": x.mean(0), "var": x.var(0)}})
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, True])
+def test_nnx_and_linen_agree(layer_by_layer):
+    model = Nnx()
+    graphdef, state = nnx.split(model)
+    batches = split(DATA, [16, 40])
+    new = recalibrate(graphdef, state, batches, layer_by_layer=layer_by_layer)
+    params = {}
+    for i in range(3):
+        dense = model.dense[i]
+        params[f"dense{i}"] = {"kernel": dense.kernel[...], "bias": dense.bias[...]}
+        params[f"norm{i}"] = {"scale": jnp.ones(5), "bias": jnp.zeros(5)}
+    linen = recalibrate(
+        Net(), VARIABLES | {"params": params}, batches, layer_by_layer=layer_by_layer
+    )
+    for i in range(3):
+        norm = new["norm"][i]
+        mean, var = np.asarray(norm["mean"][...], np.float64), np.asarray(norm["var"][...], float)
+        assert_close(linen["batch_stats"], {f"norm{i}": {"mean": mean, "var": var}}, 1e-5)
+    np.testing.assert_array_equal(model.norm[0].mean[...], np.zeros(5))  # the model is untouched
+
+
+def mesh():
+    return Mesh(np.array(jax.devices()[:4]), ("data",))
+
+
+@pytest.mark.parametrize("way", ["jit", "shard_map"])
+def test_batches_over_devices_give_the_same(way):
+    batches = split(DATA, [8, 32])
+    if way == "jit":
+        sharding = NamedSharding(mesh(), P("data"))
+        batches = [jax.device_put(batch, sharding) for batch in batches]
+        new = recalibrate(Net(), VARIABLES, batches, layer_by_layer=True)
+    else:
+
+        def transform(step):
+            specs = (P(), P("data"))
+            return jax.jit(jax.shard_map(step, mesh=mesh(), in_specs=specs, out_specs=P()))
+
+        new = recalibrate(Net("data"), VARIABLES, batches, layer_by_layer=True, transform=transform)
+    assert_close(new["batch_stats"], reference(VARIABLES["params"], DATA))
+
+
+PROCESS = """
+import sys, jax, numpy as np
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from bnjax.training import recalibrate
+from tests.training.test_recalibrate import DATA, Net, VARIABLES
+
+sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
+share = lambda part: np.split(part, 2)[jax.process_index()]
+batches = [
+    jax.make_array_from_process_local_data(sharding, share(DATA[part]))
+    for part in (slice(0, 16), slice(16, 48))
+]
+variables = jax.tree.map(np.asarray, VARIABLES)  # every process has its own copy
+stats = recalibrate(Net(), variables, batches, layer_by_layer=True)["batch_stats"]
+print({n: {k: np.asarray(v).tolist() for k, v in stats[n].items()} for n in stats})
+"""
+
+
+def test_two_processes_give_the_same():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(rank)],
+            env={**os.environ, **flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    found = []
+    for worker in workers:
+        out, err = worker.communicate(timeout=120)
+        assert worker.returncode == 0, err
+        found.append(ast.literal_eval(out.splitlines()[-1]))
+    assert found[0] == found[1]
+    assert_close(found[0], reference(VARIABLES["params"], DATA))
+
+
+def test_a_pass_stops_when_nothing_changes_and_shows_progress():
+    passes = []
+
+    def progress(batches):
+        passes.append(len(batches))
+        return batches
+
+    settled = recalibrate(Net(), VARIABLES, split(DATA, [24]), layer_by_layer=True)
+    again = recalibrate(Net(), settled, split(DATA, [24]), layer_by_layer=True, progress=progress)
+    chex.assert_trees_all_equal(again, settled)
+    assert passes == [2]
+
+
+def test_masks_count_and_hidden_features_keep_their_statistics():
+    norm = bnjax.linen.BatchNorm(True, momentum=None)
+    variables = norm.init(jax.random.key(0), DATA)
+    mask = np.ones((48, 6), bool)
+    mask[:, 2], mask[5:, 3] = False, False
+    batches = [
+        {"x": np.where(mask, DATA, np.nan)[part], "mask": mask[part]}
+        for part in (slice(0, 30), slice(30, 48))
+    ]
+    call = lambda model, batch: model(batch["x"], mask=batch["mask"])  # noqa: E731
+    stats = recalibrate(norm, variables, batches, call=call)["batch_stats"]
+    for feature, rows in ((0, 48), (3, 5)):
+        np.testing.assert_allclose(stats["mean"][feature], DATA[:rows, feature].mean(), rtol=1e-6)
+        np.testing.assert_allclose(stats["var"][feature], DATA[:rows, feature].var(), rtol=1e-5)
+    assert stats["mean"][2] == 0 and stats["var"][2] == 1 and stats["count"] == 2
+
+
+@hypothesis.given(weight=st.floats(0, 1, width=32))
+@hypothesis.settings(max_examples=5)
+def test_adapt_goes_part_of_the_way(weight):
+    fresh = fully_adapted()["batch_stats"]
+    new = adapt(Net(), VARIABLES, [DATA], weight=weight)["batch_stats"]
+    old = VARIABLES["batch_stats"]
+    expected = jax.tree.map(lambda o, f: o + np.float32(weight) * (f - o), old, fresh)
+    chex.assert_trees_all_close(new, expected, rtol=1e-6)
+
+
+@functools.cache
+def fully_adapted():
+    return recalibrate(Net(), VARIABLES, [DATA])
+
+
+def test_what_cannot_be_recalibrated_is_said():
+    run = functools.partial(recalibrate, Net(), VARIABLES)
+    with pytest.raises(ValueError, match="batches is empty"):
+        run(iter([]))
+    with pytest.raises(ValueError, match=r"layers='conv' is found in no layer.*norm0, norm1"):
+        run([DATA], layers="conv")
+    with pytest.raises(TypeError, match=r"batches is a list_iterator.*gone through once"):
+        run(iter([DATA]), layer_by_layer=True)
+    bad = DATA.copy()
+    bad[3, 2] = np.nan
+    with pytest.raises(ValueError, match="what reaches norm0, norm1, norm2 is not finite"):
+        run([DATA, bad])
+    with pytest.raises(ValueError, match=r"weight must be between 0 .* got 1\.5"):
+        adapt(Net(), VARIABLES, [DATA], weight=1.5)
+    with pytest.raises(ValueError, match=r"no data reach norm0, norm1, norm2.*bnjax's BatchNorm"):
+        recalibrate(Net(norm=nn.BatchNorm), VARIABLES, [DATA])
+    graphdef, state = nnx.split(nnx.BatchNorm(6, rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match=r"is a flax\.nnx\..*BatchNorm.*Use bnjax.nnx.BatchNorm"):
+        recalibrate(graphdef, state, [DATA])
