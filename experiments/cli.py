@@ -4,9 +4,10 @@
 * 1: done, and a claim of a benchmark failed
 * 2: the user asked for something that cannot be done; nothing was written
 * 3: another process of a training run seems to have died
-* 130: stopped with Ctrl-C; nothing was written
+* 130: stopped with Ctrl-C
 
-What `train` wrote up to its last checkpoint is kept whatever happens: the same command goes on.
+What `run` has finished of its trials, and `train` up to its last checkpoint, is kept whatever
+happens: the same command goes on.
 """
 
 import sys
@@ -44,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error.name} is missing; pip install 'bnjax[experiments]'", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -96,7 +97,8 @@ def _list() -> None:
     from experiments.common.progress import make_console
     from experiments.registry import EXPERIMENTS
 
-    table = Table("name", "claim", "source")
-    for experiment in EXPERIMENTS:
-        table.add_row(experiment.name, experiment.claim, experiment.source)
+    table = Table("name", "claim", "source", "minutes (quick, paper)")
+    for each in EXPERIMENTS:
+        quick, paper = each.minutes
+        table.add_row(each.name, each.claim, each.source, f"{quick:g}, {paper:g}")
     make_console().print(table)

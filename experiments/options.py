@@ -17,6 +17,7 @@ from experiments.common.words import choice, positive, whole
 from experiments.train.options import Train
 
 PROGRAM = "python -m experiments"
+ALL = "all"
 COMMANDS = ("run", "list", "plot", "benchmark", "train")
 
 
@@ -24,20 +25,21 @@ COMMANDS = ("run", "list", "plot", "benchmark", "train")
 class Run:
     """Run an experiment: train, log, judge and draw.
 
-    Numbers and figure go into a folder that must not hold a result yet.
+    Numbers and figure go into a folder that must not hold a result yet. A run that was stopped or
+    killed goes on with the same command.
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
-    """The experiment; `list` names them."""
+    """The experiment, or `all`; `list` names them."""
     preset: Annotated[str, choice("quick", "paper")] = "quick"
-    """A run under a minute, or the setting of the paper."""
-    data: Annotated[str | None, choice("digits", "mnist")] = None
-    """Scikit-learn's embedded 8x8 digits, or MNIST. (quick: digits, paper: mnist)"""
+    """A run under two minutes, or the setting of the paper."""
+    data: Annotated[str | None, choice("digits", "mnist", "cifar10")] = None
+    """Scikit-learn's embedded 8x8 digits, MNIST or CIFAR-10. (default: of the preset)"""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $BNJAX_DATA_DIR)")
     ] = None
-    """Folder with MNIST's four IDX files, plain or gzipped; nothing is downloaded into it.
-    Without it and BNJAX_DATA_DIR, MNIST is downloaded into the user's cache folder."""
+    """Folder with MNIST's four IDX files, plain or gzipped, or CIFAR-10's binary ones; nothing is
+    downloaded into it. Without it and BNJAX_DATA_DIR, MNIST is downloaded into the user's cache."""
     seeds: Annotated[int | None, whole(1, 1000)] = None
     """Number of seeds, trained side by side."""
     steps: Annotated[int | None, whole(1, 10**9)] = None
@@ -45,13 +47,13 @@ class Run:
     batch_size: Annotated[int | None, whole(2, 10**6)] = None
     """Images in a mini-batch."""
     learning_rate: Annotated[float | None, positive()] = None
-    """Learning rate of both networks."""
+    """Learning rate, where it is not what the experiment varies."""
     eval_every: Annotated[int | None, whole(1, 10**9)] = None
     """Steps between evaluations."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = (
         None
     )
-    """Folder of the result."""
+    """Folder of the result; of `all` the folder of the folders."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Replace a finished result in that folder."""
 

@@ -1,13 +1,4 @@
-"""The experiments there are.
-
-An experiment is a package with four modules, imported only when they are needed:
-
-* `settings`  `PRESETS`, a dict of `experiments.common.settings.Settings` by name, and `NETWORKS`,
-              the names of the networks, each trained for the settings' number of steps
-* `measure`   `measure(settings, data, reporter)`, yields the records that are logged
-* `verdict`   `judge(records, settings)`, the rows of the closing table, a list of `Claim`
-* `figure`    `draw(records, settings)`, a matplotlib figure
-"""
+"""The experiments there are; what a module of one holds is told in `experiments.lab`."""
 
 from importlib import import_module
 from types import ModuleType
@@ -19,13 +10,15 @@ from experiments.common.errors import UserError
 class Experiment(NamedTuple):
     """One line of `python -m experiments list`."""
 
-    name: str  # also the name of its folder and of its figure
+    name: str  # also the name of its module and of its figure
     claim: str
     source: str
+    minutes: tuple[float, float]  # quick and paper preset, on two cores
 
-    def module(self, name: str) -> ModuleType:
-        """Imports one of the experiment's four modules."""
-        return import_module(f"experiments.{self.name}.{name}")
+    @property
+    def module(self) -> ModuleType:
+        """The experiment's module, imported only when it is needed."""
+        return import_module(f"experiments.lab.{self.name}")
 
 
 EXPERIMENTS = (
@@ -33,6 +26,7 @@ EXPERIMENTS = (
         "convergence",
         "Batch norm trains faster and steadier",
         "Ioffe & Szegedy 2015, section 4.1, Fig. 1",
+        (1, 5),
     ),
 )
 

@@ -13,7 +13,7 @@ from experiments.common import results
 from experiments.common.errors import UserError
 from experiments.common.progress import Reporter, make_console
 from experiments.common.settings import Settings
-from experiments.options import Run
+from experiments.options import ALL, Run
 from experiments.registry import Experiment
 
 if TYPE_CHECKING:  # imported late, after the first line is on the screen
@@ -24,27 +24,43 @@ OVERRIDES = ("data", "seeds", "steps", "batch_size", "learning_rate", "eval_ever
 
 
 def run(options: Run) -> None:
-    """Trains, logs, judges and draws the experiment that `options` names."""
-    experiment = registry.find(options.name)
-    settings = choose_settings(experiment, options)
-    out = options.out or Path("runs") / experiment.name
-    figure = f"{experiment.name}.png"
-    results.check_destination(out, options.overwrite, figure)
-
+    """Trains, logs, judges and draws the experiment that `options` names, or all of them."""
     console = make_console()
+    if options.name != ALL:
+        experiment = registry.find(options.name)
+        _run(experiment, options, options.out or Path("runs") / experiment.name, console)
+        return
+    for number, experiment in enumerate(registry.EXPERIMENTS, 1):
+        out = (options.out or Path("runs")) / experiment.name
+        console.rule(f"{number} of {len(registry.EXPERIMENTS)}")
+        if results.is_finished(out) and not options.overwrite:
+            console.print(f"{experiment.name}: finished before, kept; see {out}", markup=False)
+        else:
+            _run(experiment, options, out, console)
+
+
+def _run(experiment: Experiment, options: Run, out: Path, console: Console) -> None:
+    settings = choose_settings(experiment, options)
+    results.check_destination(out, options.overwrite, figure_name(experiment))
+
     console.print(f"{experiment.name}: {experiment.claim} ({experiment.source})", markup=False)
     console.print(f"{_describe(settings)}; importing JAX and reading the data ...", markup=False)
     data = _load_data(settings, options.data_dir)
+    config = _config(experiment, options.preset, settings, data)
     started = time.monotonic()
-    with results.staged(out) as stage:
-        _write_metrics(experiment, settings, data, stage / results.METRICS, console)
+    with results.staged(out, config) as stage:
+        _measure(experiment, settings, data, stage, console)
         seconds = time.monotonic() - started
-        _write_config(experiment, options.preset, settings, data, seconds, stage / results.CONFIG)
-        claims = _write_summary(experiment, settings, stage)
+        claims = _write_summary(experiment, settings, stage, seconds)
         console.print("drawing the figure ...")
-        _draw(experiment, settings, stage, stage / figure)
+        _draw(experiment, settings, stage, stage / figure_name(experiment))
     _print_claims(claims, console)
-    console.print(f"{seconds:.0f} s of training; see {out / figure}", markup=False)
+    console.print(f"{seconds:.0f} s of training; see {out}", markup=False)
+
+
+def figure_name(experiment: Experiment) -> str:
+    """The file of the experiment's picture."""
+    return f"{experiment.name}.png"
 
 
 def redraw(folder: Path) -> None:
@@ -55,7 +71,7 @@ def redraw(folder: Path) -> None:
         settings = type(_presets(experiment)[config["preset"]])(**config["settings"])
     except (KeyError, TypeError):
         raise UserError(f"{folder / results.CONFIG}: not the settings of a result") from None
-    path = folder / f"{experiment.name}.png"
+    path = folder / figure_name(experiment)
     _draw(experiment, settings, folder, path)
     make_console().print(f"drawn: {path}", markup=False)
 
@@ -68,7 +84,7 @@ def choose_settings(experiment: Experiment, options: Run) -> Settings:
 
 
 def _presets(experiment: Experiment) -> dict[str, Settings]:
-    return experiment.module("settings").PRESETS
+    return experiment.module.PRESETS
 
 
 def _describe(settings: Settings) -> str:
@@ -91,43 +107,58 @@ def _load_data(settings: Settings, data_dir: Path | None) -> "Dataset":
     return loaded
 
 
-def _write_metrics(
-    experiment: Experiment, settings: Settings, data: "Dataset", path: Path, console: Console
+def _measure(
+    experiment: Experiment, settings: Settings, data: "Dataset", stage: Path, console: Console
 ) -> None:
+    """Runs every trial that has not been run before, and puts their records together."""
     from experiments.common.records import to_json
 
-    measure = experiment.module("measure").measure
-    total = settings.steps * len(experiment.module("settings").NETWORKS)
-    with Reporter(total, console) as reporter, path.open("w") as file:
-        for record in measure(settings, data, reporter):
-            file.write(to_json(record) + "\n")
+    trials = experiment.module.trials(settings, data)
+    parts = [stage / results.PARTS / f"{number:03d}.jsonl" for number in range(len(trials))]
+    done = sum(trial.steps for trial, part in zip(trials, parts, strict=True) if part.exists())
+    if done:
+        console.print(
+            f"going on: {sum(p.exists() for p in parts)} of {len(trials)} trials are done"
+        )
+    with Reporter(sum(trial.steps for trial in trials), console, done) as reporter:
+        for trial, part in zip(trials, parts, strict=True):
+            if not part.exists():
+                unfinished = part.with_suffix(".part")
+                with unfinished.open("w") as file:
+                    file.writelines(to_json(r) + "\n" for r in trial.measure(reporter))
+                unfinished.rename(part)
+            reporter.finish(trial.steps)
+    with (stage / results.METRICS).open("w") as file:
+        file.writelines(part.read_text() for part in parts)
 
 
-def _write_config(
-    experiment: Experiment,
-    preset: str,
-    settings: Settings,
-    data: "Dataset",
-    seconds: float,
-    path: Path,
-) -> None:
+def _config(
+    experiment: Experiment, preset: str, settings: Settings, data: "Dataset"
+) -> dict[str, Any]:
+    """All that another run must share to give the same numbers."""
     content: dict[str, Any] = {
         "experiment": experiment.name,
         "preset": preset,
         "settings": dataclasses.asdict(settings),
         "images": {"train": len(data.train.labels), "test": len(data.test.labels)},
     }
-    content |= results.environment()
-    results.write_json(path, content | {"training_seconds": round(seconds, 1)})
+    return content | results.environment()
 
 
-def _write_summary(experiment: Experiment, settings: Settings, stage: Path) -> "list[Claim]":
+def _write_summary(
+    experiment: Experiment, settings: Settings, stage: Path, seconds: float
+) -> "list[Claim]":
     from experiments.common.records import read_records, without_nan
 
     records = read_records(stage / results.METRICS)
-    claims = experiment.module("verdict").judge(records, settings)
-    rows = [without_nan(claim._asdict()) for claim in claims]
-    content = {"experiment": experiment.name, "source": experiment.source, "claims": rows}
+    claims = experiment.module.judge(records, settings)
+    content = {
+        "experiment": experiment.name,
+        "claim": experiment.claim,
+        "source": experiment.source,
+        "claims": [without_nan(claim._asdict()) for claim in claims],
+        "seconds": round(seconds, 1),
+    }
     results.write_json(stage / results.SUMMARY, content)
     return claims
 
@@ -138,7 +169,7 @@ def _draw(experiment: Experiment, settings: Settings, folder: Path, path: Path) 
 
     records = read_records(folder / results.METRICS)
     with plots.style():
-        plots.save(experiment.module("figure").draw(records, settings), path)
+        plots.save(experiment.module.draw(records, settings), path)
 
 
 def _print_claims(claims: "list[Claim]", console: Console) -> None:

@@ -59,6 +59,15 @@ def verdict(interval: Interval) -> str:
     return IN_PART if interval.mean > 0 else FAILS
 
 
+def with_interval(interval: Interval, form: str) -> str:
+    """Such as "3.1 [2.8, 3.4]", each number in the format `form`; one seed has no brackets."""
+    if np.isnan(interval.mean):
+        return "undefined (training diverged)"
+    if np.isnan(interval.low):
+        return f"{interval.mean:{form}} (one seed, no interval)"
+    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
 VERDICT_RULE = (
     "holds: the 95 % t-interval over seeds lies above 0; in part: only the mean does; "
     "does not hold here: neither"

@@ -5,8 +5,8 @@ together under `vmap`, so the host is asked once per evaluation and never per st
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,11 +22,25 @@ Batch = tuple[jax.Array, jax.Array]  # images (batch, pixels), labels (batch,)
 Metrics = dict[str, jax.Array]
 
 
+Shuffle = Callable[[jax.Array, jax.Array], jax.Array]
+AcrossSeeds = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
 class Evaluation(NamedTuple):
     """What was measured after `step` steps; every value holds one number a seed, shape (seeds,)."""
 
     step: int
     metrics: dict[str, np.ndarray]
+
+
+def shuffled(key: jax.Array, labels: jax.Array) -> jax.Array:
+    """All images once, in random order."""
+    return jax.random.permutation(key, len(labels))
+
+
+def one_by_one(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Like `jax.vmap`, one seed after the other."""
+    return lambda *args: jax.lax.map(lambda each: run(*each), args)
 
 
 def init_state(
@@ -51,6 +65,7 @@ def train_chunk(
     loss_fn: LossFn,
     num_steps: int,
     batch_size: int,
+    shuffle: Shuffle = shuffled,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """Takes `num_steps` steps; each epoch goes through the training set in a new random order.
 
@@ -62,6 +77,8 @@ def train_chunk(
       first_step: number of steps taken before, (). The last n mod batch_size images of an epoch's
         order are left out of that epoch.
       loss_fn: of `bnjax.training`; it gets `images` and `labels`.
+      num_steps, batch_size: whole numbers.
+      shuffle: `(key, labels) -> order` of an epoch.
 
     Returns:
       The new state, the current order, and the mean loss of the chunk.
@@ -76,7 +93,7 @@ def train_chunk(
         # large training set is paid for once an epoch and not once a step.
         order = jax.lax.cond(
             position == 0,
-            lambda: jax.random.permutation(jax.random.fold_in(key, epoch), len(images)),
+            lambda: shuffle(jax.random.fold_in(key, epoch), labels),
             lambda: order,
         )
         chosen = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
@@ -99,6 +116,9 @@ def train_seeds(
     num_steps: int,
     batch_size: int,
     eval_every: int,
+    prepare: Callable[[TrainState], TrainState] = lambda states: states,
+    shuffle: Shuffle = shuffled,
+    across_seeds: AcrossSeeds = jax.vmap,
 ) -> Iterator[Evaluation]:
     """Trains seeds 0 to `num_seeds - 1` side by side, with an evaluation every `eval_every` steps.
 
@@ -110,6 +130,10 @@ def train_seeds(
       optimizer: an optax optimizer.
       evaluate: `(state, test, model=model) -> metrics`, scalars by name, traced once.
       data: training and test set.
+      num_seeds, num_steps, batch_size, eval_every: whole numbers.
+      prepare: changes the states before the first step; their arrays have the seeds on axis 0.
+      shuffle: `(key, labels) -> order` of an epoch, (n,).
+      across_seeds: `jax.vmap`, or `one_by_one` where a network is large enough to fill the machine.
 
     Yields:
       An evaluation before the first step, after every `eval_every` steps, and after the last. It
@@ -120,11 +144,17 @@ def train_seeds(
     keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
     init_keys, shuffle_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     init = partial(init_state, model=model, optimizer=optimizer, pixels=train[0].shape[1])
-    states = jax.vmap(init)(init_keys)  # not jitted: that takes longer to compile than to draw
+    # Not jitted: that takes longer to compile than to draw.
+    states = prepare(jax.vmap(init)(init_keys))
     orders = jnp.zeros((num_seeds, len(train[1])), jnp.int32)  # drawn anew at step 0
 
-    evaluate_seeds = jax.jit(jax.vmap(partial(evaluate, model=model), in_axes=(0, None)))
-    options = {"loss_fn": make_loss_fn(model), "batch_size": batch_size}
+    evaluate_seeds = partial(_evaluate_seeds, evaluate, model, across_seeds)
+    options = {
+        "loss_fn": _loss_fn(model),
+        "batch_size": batch_size,
+        "shuffle": shuffle,
+        "across_seeds": across_seeds,
+    }
     yield Evaluation(0, jax.device_get(evaluate_seeds(states, test)))
     for first in range(0, num_steps, eval_every):
         length = min(eval_every, num_steps - first)
@@ -135,10 +165,21 @@ def train_seeds(
         yield Evaluation(first + length, metrics)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_steps", "batch_size"))
-def _train_seeds_chunk(states, orders, keys, train, first_step, **static):
-    chunk = partial(train_chunk, **static)
-    return jax.vmap(chunk, in_axes=(0, 0, 0, None, None))(states, orders, keys, train, first_step)
+# One program for all trials with the same model, optimizer and sizes.
+_loss_fn = cache(make_loss_fn)
+
+
+@partial(jax.jit, static_argnames=("loss_fn", "num_steps", "batch_size", "shuffle", "across_seeds"))
+def _train_seeds_chunk(states, orders, keys, train, first_step, across_seeds, **static):
+    def chunk(state, order, key):
+        return train_chunk(state, order, key, train, first_step, **static)
+
+    return across_seeds(chunk)(states, orders, keys)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _evaluate_seeds(evaluate, model, across_seeds, states, test):
+    return across_seeds(lambda state: evaluate(state, test, model=model))(states)
 
 
 def _on_device(images: np.ndarray, labels: np.ndarray) -> Batch:

@@ -24,6 +24,14 @@ def test_metrics(logits: jax.Array, labels: jax.Array) -> Metrics:
     return {"test_accuracy": accuracy(logits, labels), "test_loss": losses.mean()}
 
 
+def evaluate(state: TrainState, test: Batch, *, model: nn.Module) -> Metrics:
+    """Test metrics by the running statistics, `test_accuracy` and `test_loss`."""
+    images, labels = test
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits: Any = model.apply(variables, images, train=False)
+    return test_metrics(logits, labels)
+
+
 def evaluate_with_inputs(
     state: TrainState, test: Batch, *, model: nn.Module, layer: int, unit: int
 ) -> Metrics:

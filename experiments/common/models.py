@@ -28,7 +28,9 @@ class MLP(nn.Module):
       activation: elementwise function.
       init_std: standard deviation of the Gaussian that the weights are drawn from.
       momentum: weight of the old value in the running averages of batch norm.
-      norm: class of the norm, if there is to be one.
+      norm: class of the norm, if there is to be one; see `experiments.common.norms` for others.
+      after_activation: whether the norm follows the activation, `BN(activation(W x + b))`.
+      use_bias: whether hidden layers have a bias; by default only where no norm takes it away.
       dtype: of the activations; parameters and statistics are float32.
 
     Sows the input of each activation, (batch, units), as `intermediates/activation_input`, one
@@ -42,6 +44,8 @@ class MLP(nn.Module):
     init_std: float = 0.1
     momentum: float = 0.9
     norm: Norm = BatchNorm
+    after_activation: bool = False
+    use_bias: bool | None = None
     dtype: Any = None
 
     @nn.compact
@@ -49,12 +53,16 @@ class MLP(nn.Module):
         """Maps inputs (batch, pixels) or images to logits (batch, classes), float32."""
         x = x.reshape(len(x), -1)
         dense = partial(nn.Dense, kernel_init=nn.initializers.normal(self.init_std))
+        before = self.batch_norm and not self.after_activation
+        bias = not before if self.use_bias is None else self.use_bias
         for units in self.hidden:
-            x = dense(units, use_bias=not self.batch_norm, dtype=self.dtype)(x)
-            if self.batch_norm:
+            x = dense(units, use_bias=bias, dtype=self.dtype)(x)
+            if before:
                 x = _norm(self, x, train)
             self.sow("intermediates", "activation_input", x)
             x = self.activation(x)
+            if self.batch_norm and self.after_activation:
+                x = _norm(self, x, train)
         return dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart under the common kinds of colour blindness.
 ORANGE, BLUE, GREY = "#D55E00", "#0072B2", "#5A5A5A"
+GREEN, YELLOW, SKY, PINK = "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 WIDTH_INCHES, DPI = 8.5, 200  # 8.5 in shown 850 pixels wide: 10 points are 14 pixels
 STYLE: dict[Any, Any] = {
     "font.size": 10.0,

@@ -1,8 +1,7 @@
-"""The folder of a finished run, which appears complete or not at all.
+"""The folder of a run: finished it appears as a whole; until then it is kept out of sight.
 
-A run writes into a hidden folder beside its destination, which is renamed when all is done. Runs
-that fail, or are stopped with Ctrl-C, take the hidden folder away; a run that is killed leaves only
-that.
+A run works in a hidden folder beside its destination, which is renamed when all is done. What is
+there already, of a run with the same settings that was stopped or killed, is not done again.
 """
 
 import importlib.metadata
@@ -20,6 +19,7 @@ from experiments.common.errors import UserError
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"
 SUMMARY = "summary.json"
+PARTS, LOCK = "parts", "lock"  # only in a run that is not finished
 PACKAGES = ("bnjax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "matplotlib")
 
 
@@ -37,30 +37,66 @@ def check_destination(out: Path, overwrite: bool, figure: str) -> None:
         raise UserError(f"--out {out} holds a finished result; add --overwrite to replace it")
 
 
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """Yields a new folder that becomes `out` if the body succeeds, and is removed if it does not.
+def is_finished(out: Path) -> bool:
+    """Whether `out` holds a result."""
+    return (out / SUMMARY).is_file()
 
-    An `out` that exists is replaced: call `check_destination` first.
+
+@contextmanager
+def staged(out: Path, config: Any) -> Iterator[Path]:
+    """Yields a folder to work in that becomes `out` if the body succeeds.
+
+    If it does not, the folder is kept for the next run with the same `config`, unless no part has
+    been finished in it; a folder of another `config` is emptied. An `out` that exists is replaced:
+    call `check_destination` first.
     """
     out = Path(os.path.abspath(out))
     parent = _first_existing(out.parent)
-    stage = out.parent / f".{out.name}.{os.getpid()}.part"
+    stage = out.parent / f".{out.name}.part"
     try:
-        stage.mkdir(parents=True)
+        stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror})") from None
-    try:
-        yield stage
+    with _alone(stage):
+        try:
+            _clear_unless_of(stage, config)
+            yield stage
+        except BaseException:
+            if not any((stage / PARTS).glob("*.jsonl")):
+                shutil.rmtree(stage, ignore_errors=True)
+                _remove_empty(out.parent, parent)
+            raise
         _replace(out, stage)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        _remove_empty(out.parent, parent)
-        raise
+
+
+@contextmanager
+def _alone(stage: Path) -> Iterator[None]:
+    """Refuses a folder that another run is working in; a killed run's lock is gone with it."""
+    import fcntl
+
+    with (stage / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is writing {stage}; wait, or give another --out"
+            ) from None
+        yield
+
+
+def _clear_unless_of(stage: Path, config: Any) -> None:
+    """Leaves finished parts in `stage` only if they are of this `config`."""
+    path, text = stage / CONFIG, json.dumps(config, indent=2) + "\n"
+    if not (path.exists() and path.read_text() == text):
+        shutil.rmtree(stage / PARTS, ignore_errors=True)
+    (stage / PARTS).mkdir(exist_ok=True)
+    path.write_text(text)
 
 
 def _replace(out: Path, stage: Path) -> None:
-    """Puts `stage` in the place of `out`."""
+    """Puts `stage`, without what only a run needs, in the place of `out`."""
+    shutil.rmtree(stage / PARTS)
+    (stage / LOCK).unlink()
     if out.exists():
         old = stage.with_suffix(".old")
         out.rename(old)

@@ -34,9 +34,11 @@ def mnist_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_data_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_data_of_the_users(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """No test reads or fills the user's own folders, or writes into the project's."""
     monkeypatch.delenv("BNJAX_DATA_DIR", raising=False)
     monkeypatch.setenv("BNJAX_MNIST_URL", "http://127.0.0.1:9/")  # the discard port: refuses
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.chdir(tmp_path)

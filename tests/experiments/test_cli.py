@@ -1,6 +1,7 @@
 """The command line: what goes wrong is one line and exit code 2, and leaves nothing behind."""
 
 import contextlib
+import fcntl
 import io
 import json
 import shutil
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runner
 from experiments.cli import main
 
 TWO_STEPS = ["run", "convergence", "--steps", "2", "--eval-every", "1", "--seeds", "2"]
@@ -28,7 +28,7 @@ USER_ERRORS = {
     "no experiment": (["run"], "NAME"),
     "unknown experiment": (["run", "nope"], "'nope'; choose one of: convergence"),
     "unknown preset": ([*TWO_STEPS, "--preset", "big"], "'big' is not one of quick, paper"),
-    "unknown data": ([*TWO_STEPS, "--data", "cats"], "'cats' is not one of digits, mnist"),
+    "unknown data": ([*TWO_STEPS, "--data", "cats"], "'cats' is not one of digits, mnist, cifar10"),
     "unknown flag": ([*TWO_STEPS, "--colour", "red"], "--colour"),
     "flag without value": (["run", "convergence", "--seeds"], "--seeds"),
     "no seeds": ([*TWO_STEPS, "--seeds", "0"], "--seeds: '0' is not a whole number from 1"),
@@ -93,15 +93,37 @@ def test_list_names_the_claim(capsys):
     assert "convergence" in capsys.readouterr().out
 
 
-def test_ctrl_c_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
-    def interrupt(experiment, settings, data, path, console):
-        path.write_text("half a line")
-        raise KeyboardInterrupt
+class Stopped(BaseException):
+    """What a kill is to the program: nothing is tidied up after it."""
 
-    monkeypatch.setattr(runner, "_write_metrics", interrupt)
+
+def stop_in_trial(monkeypatch, number: int, error: BaseException) -> list[str]:
+    """Lets a run end with `error` when it begins its trial `number`; the trials that were begun."""
+    begun = []
+
+    def stopping(reporter, doing):
+        begun.append(doing)
+        if len(begun) > number:
+            raise error
+
+    monkeypatch.setattr("experiments.common.progress.Reporter.say", stopping)
+    return begun
+
+
+def test_ctrl_c_in_the_first_trial_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
+    stop_in_trial(monkeypatch, 0, KeyboardInterrupt())
     assert main([*TWO_STEPS, "--out", "deep/down/result"]) == 130
-    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "interrupted; the same command goes on where it was\n"
     assert everything(tmp_path) == set()
+
+
+def test_a_run_in_progress_is_not_disturbed(capsys, tmp_path):
+    (tmp_path / ".result.part").mkdir()
+    with (tmp_path / ".result.part/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main([*TWO_STEPS, "--out", "result"]) == 2
+    assert "another run is writing" in capsys.readouterr().err
+    assert (tmp_path / ".result.part/lock").exists()
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +159,24 @@ def test_same_command_same_numbers_and_picture(finished, tmp_path):
     Path("result/metrics.jsonl").write_text("older")
     assert main([*TWO_STEPS, "--out", "result", "--overwrite"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
-    for file in FILES - {"config.json"}:  # which tells the time taken
+    for file in FILES - {"summary.json"}:  # which tells the time taken
+        assert Path("result", file).read_bytes() == (finished[0] / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("other", [[], ["--learning-rate", "0.2"]], ids=["same", "other settings"])
+def test_a_stopped_run_goes_on_where_it_was(finished, other, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_in_trial(patch, 1, Stopped())
+        with pytest.raises(Stopped):
+            main([*TWO_STEPS, *other, "--out", "result"])
+    assert {path.name for path in tmp_path.iterdir()} == {".result.part"}
+    capsys.readouterr()
+    assert main([*TWO_STEPS, "--out", "result"]) == 0
+    printed = capsys.readouterr().out
+    assert ("going on: 1 of 2 trials are done" in printed) == (not other)
+    assert ("without batch norm: compiling" in printed) == bool(other)
+    assert {path.name for path in tmp_path.iterdir()} == {"result"}
+    for file in ("metrics.jsonl", "convergence.png"):
         assert Path("result", file).read_bytes() == (finished[0] / file).read_bytes(), file
 
 

@@ -17,9 +17,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.common.claims import VERDICT_RULE, Claim, Interval, paired_interval, verdict
+from experiments.common.claims import (
+    VERDICT_RULE,
+    Claim,
+    Interval,
+    paired_interval,
+    verdict,
+    with_interval,
+)
 from experiments.common.records import Record, series
-from experiments.convergence.settings import NORMALISED, PLAIN, ConvergenceSettings
+from experiments.lab.convergence.settings import NORMALISED, PLAIN, ConvergenceSettings
 
 PERCENTILES = ("input_p15", "input_p50", "input_p85")
 
@@ -68,7 +75,7 @@ def judge_speed(records: Sequence[Record], target: float) -> Claim:
     factor = Interval(*(float(np.exp(value)) for value in interval))
     found = (
         f"steps to {target:.0%}: {_steps(normalised, last)} with, {_steps(plain, last)} without; "
-        f"{_with_interval(factor, '#.3g')} times fewer"
+        f"{with_interval(factor, '#.3g')} times fewer"
     )
     return Claim(
         claim="trains faster",
@@ -93,7 +100,7 @@ def judge_accuracy(records: Sequence[Record]) -> Claim:
     interval = paired_interval(normalised - plain)
     found = (
         f"{normalised.mean():.2%} with, {plain.mean():.2%} without; "
-        f"{_with_interval(Interval(*(100 * v for v in interval)), '+.2f')} points"
+        f"{with_interval(Interval(*(100 * v for v in interval)), '+.2f')} points"
     )
     return Claim(
         claim="ends at a higher test accuracy",
@@ -119,7 +126,7 @@ def judge_drift(records: Sequence[Record], *, relative: bool) -> Claim:
     factor = Interval(*(float(np.exp(value)) for value in interval))
     found = (
         f"percentiles drift by {normalised.mean():.2f} with, {plain.mean():.2f} without; "
-        f"{_with_interval(factor, '#.3g')} times less"
+        f"{with_interval(factor, '#.3g')} times less"
     )
     unit = "relative to their spread" if relative else "in absolute terms"
     return Claim(
@@ -155,12 +162,3 @@ def _steps(steps: np.ndarray, last: float) -> str:
     if missed:
         return f"over {mean:,.0f} (never in {missed} of {len(steps)} seeds)"
     return f"{mean:,.0f}"
-
-
-def _with_interval(interval: Interval, form: str) -> str:
-    """Such as "3.1 [2.8, 3.4]", without brackets for a single seed."""
-    if np.isnan(interval.mean):
-        return "undefined (training diverged)"
-    if np.isnan(interval.low):
-        return f"{interval.mean:{form}} (one seed, no interval)"
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"

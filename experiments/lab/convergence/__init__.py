@@ -12,3 +12,10 @@ steps, where it has almost 97 % with 0.1. The learning rate of the presets is 0.
 `--learning-rate 1`: the network without batch norm gains from that, and on MNIST it then ends as
 accurate as the other.
 """
+
+from experiments.lab.convergence.figure import draw
+from experiments.lab.convergence.measure import trials
+from experiments.lab.convergence.settings import PRESETS
+from experiments.lab.convergence.verdict import judge
+
+__all__ = ["PRESETS", "draw", "judge", "trials"]

@@ -16,8 +16,8 @@ from matplotlib.ticker import (
 
 from experiments.common.plots import BLUE, GREY, ORANGE, WIDTH_INCHES, draw_band
 from experiments.common.records import Record, series
-from experiments.convergence.settings import NETWORKS, NORMALISED, PLAIN, ConvergenceSettings
-from experiments.convergence.verdict import final_mean, mean_steps, steps_to_target
+from experiments.lab.convergence.settings import NETWORKS, NORMALISED, PLAIN, ConvergenceSettings
+from experiments.lab.convergence.verdict import final_mean, mean_steps, steps_to_target
 
 COLORS = {PLAIN: ORANGE, NORMALISED: BLUE}
 STYLES = {PLAIN: "--", NORMALISED: "-"}
