@@ -61,6 +61,11 @@ def _dispatch(args: Sequence[str] | None) -> int:
         return _benchmark(command, own_process=args is None)
     if isinstance(command, options.Train):
         return _train(command)
+    if isinstance(command, options.Report):
+        from experiments.report import runner as report
+
+        report.run(command)
+        return 0
     from experiments import runner
 
     if isinstance(command, options.Run):

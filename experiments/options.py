@@ -18,7 +18,7 @@ from experiments.train.options import Train
 
 PROGRAM = "python -m experiments"
 ALL = "all"
-COMMANDS = ("run", "list", "plot", "benchmark", "train")
+COMMANDS = ("run", "list", "plot", "report", "benchmark", "train")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,18 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Put every finished result on one HTML page, pictures and all."""
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR")] = ()
+    """Folders of results, or of folders of them. (default: runs, or the results of this project)"""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("report.html")
+    """The page; written over."""
+    gallery: FlagCreatePairsOff[bool] = False
+    """Renew the pictures and tables in experiments/README.md instead."""
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Measure bnjax beside other libraries, and check what is claimed of it.
 
@@ -96,7 +108,7 @@ class Benchmark:
     """Replace a finished result in that folder."""
 
 
-Command = Run | List | Plot | Benchmark | Train
+Command = Run | List | Plot | Report | Benchmark | Train
 
 
 def parse(args: Sequence[str] | None) -> Command:
@@ -110,6 +122,7 @@ def parse(args: Sequence[str] | None) -> Command:
         Annotated[Run, subcommand("run")]
         | Annotated[List, subcommand("list")]
         | Annotated[Plot, subcommand("plot")]
+        | Annotated[Report, subcommand("report")]
         | Annotated[Benchmark, subcommand("benchmark")]
         | Annotated[Train, subcommand("train")]
     )

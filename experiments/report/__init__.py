@@ -1,0 +1,1 @@
+"""`python -m experiments report`: every finished result on one page that needs nothing else."""

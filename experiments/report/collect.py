@@ -1,0 +1,100 @@
+"""Finds finished results and reads what they hold."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.common import results
+from experiments.common.claims import FAILS, HOLDS, IN_PART
+from experiments.common.errors import UserError
+from experiments.registry import EXPERIMENTS, Experiment
+
+COMMITTED = Path(__file__).parents[1] / "results"
+VERDICTS = (HOLDS, IN_PART, FAILS)
+DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+
+
+class Result(NamedTuple):
+    """A finished run of an experiment."""
+
+    folder: Path
+    experiment: Experiment
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+    @property
+    def picture(self) -> Path:
+        """The figure."""
+        return self.folder / f"{self.experiment.name}.png"
+
+    @property
+    def title(self) -> str:
+        """What was run on what, such as "MNIST, 5 seeds, 2,000 steps"."""
+        settings = self.config["settings"]
+        data = DATA.get(settings["data"], settings["data"])
+        seeds = "1 seed" if settings["seeds"] == 1 else f"{settings['seeds']} seeds"
+        kind = self.config["device"]["kind"]
+        device = "" if kind == "cpu" else f", on {kind}"
+        return f"{data}, {seeds}, {settings['steps']:,} steps{device}"
+
+    @property
+    def command(self) -> str:
+        """What makes this result again."""
+        words = ["python", "-m", "experiments", "run", self.experiment.name]
+        preset = self.config["preset"]
+        words += [] if preset == "quick" else ["--preset", preset]
+        default = dataclasses.asdict(self.experiment.module.PRESETS[preset])
+        for name, value in self.config["settings"].items():
+            if name in OPTIONS and value != default.get(name):
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        words += [] if self.config["settings"]["data"] == "digits" else ["--data-dir", "DIR"]
+        return shlex.join(words)
+
+
+OPTIONS = ("data", "seeds", "steps", "batch_size", "learning_rate", "eval_every")
+
+
+def collect(folders: Iterable[Path]) -> list[Result]:
+    """All results in `folders` and the folders in them, in the order of the experiments.
+
+    Raises:
+      UserError: there is none.
+    """
+    folders = list(folders)
+    found = {path.parent for folder in folders for path in folder.rglob(results.SUMMARY)}
+    read = [result for folder in sorted(found) if (result := _read(folder)) is not None]
+    if not read:
+        names = ", ".join(map(str, folders))
+        raise UserError(
+            f"no finished result in {names}; `python -m experiments run all` makes them"
+        )
+    order = [experiment.name for experiment in EXPERIMENTS]
+    return sorted(read, key=lambda result: order.index(result.experiment.name))
+
+
+def _read(folder: Path) -> Result | None:
+    """The result in `folder`; None if it is of something else, or not finished."""
+    if any(part.endswith(".part") for part in folder.parts):
+        return None
+    config = results.read_json(folder / results.CONFIG)
+    known = {experiment.name: experiment for experiment in EXPERIMENTS}
+    experiment = known.get(config.get("experiment"))
+    if experiment is None or not (folder / f"{experiment.name}.png").is_file():
+        return None
+    return Result(folder, experiment, config, results.read_json(folder / results.SUMMARY))
+
+
+def by_experiment(found: Iterable[Result]) -> dict[Experiment, list[Result]]:
+    """The runs of each experiment."""
+    groups: dict[Experiment, list[Result]] = {}
+    for result in found:
+        groups.setdefault(result.experiment, []).append(result)
+    return groups
+
+
+def tally(found: Iterable[Result]) -> dict[str, int]:
+    """How many claims came out which way."""
+    verdicts = [claim["verdict"] for result in found for claim in result.summary["claims"]]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}

@@ -1,0 +1,150 @@
+"""The report: one page with everything in it, right on a phone and on a desk."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+from experiments.common.claims import FAILS, HOLDS, IN_PART
+from experiments.report.collect import COMMITTED, collect
+from experiments.report.gallery import with_gallery
+from experiments.report.page import page
+from experiments.report.runner import README
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+RUN = COMMITTED / "convergence"
+LONG = (
+    "a <claim> & as long as one may be, with_a_word_that_is_much_too_long_for_a_phone_" + "x" * 80
+)
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """Two results of one experiment that differ in data, verdicts and the length of their words."""
+    for name in ("one", "two"):
+        shutil.copytree(RUN, tmp_path / "runs" / name)
+    config, summary = (tmp_path / "runs/two" / file for file in ("config.json", "summary.json"))
+    content = json.loads(config.read_text())
+    content["preset"] = "paper"
+    content["settings"] |= {"data": "mnist", "steps": 123, "learning_rate": 0.5}
+    config.write_text(json.dumps(content))
+    content = json.loads(summary.read_text())
+    content["claims"][0] |= {"verdict": FAILS, "found": LONG}
+    content["claims"][1]["verdict"] = IN_PART
+    summary.write_text(json.dumps(content))
+    return tmp_path / "runs"
+
+
+class Page(html.parser.HTMLParser):
+    """What a page would load, its words, and whether every tag is closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.loads, self.words, self.open = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [v for k, v in attrs if k in ("src", "srcset", "href") and v[0] != "#"]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_holds_everything_and_loads_nothing(runs, capsys):
+    assert main(["report", str(runs), "--out", "page.html"]) == 0
+    assert "2 results, claims: 6 holds, 1 holds in part, 1 does not" in capsys.readouterr().out
+    text = Path("page.html").read_text()
+    seen = Page(text)
+    assert len(seen.loads) == 2
+    assert all(load.startswith("data:image/png;base64,iVBOR") for load in seen.loads)
+    assert "<script" not in text and "url(" not in text
+    words = " ".join(seen.words)
+    for result in collect([runs]):
+        for claim in result.summary["claims"]:
+            for key in ("claim", "paper", "found", "verdict", "test"):
+                assert claim[key] in words
+        assert result.command in words and result.experiment.source in words
+    assert "Compare 2 runs" in words
+
+
+def test_the_command_makes_the_result_again(runs):
+    one, two = collect([runs])
+    assert one.command == "python -m experiments run convergence"
+    assert two.command == (
+        "python -m experiments run convergence --preset paper --steps 123 --learning-rate 0.5 "
+        "--eval-every 20 --data-dir DIR"
+    )
+
+
+def test_unfinished_runs_and_other_folders_are_left_out(runs, capsys):
+    shutil.move(runs / "two", runs / ".two.part")
+    (runs / "other").mkdir()
+    (runs / "other/summary.json").write_text("{}")
+    (runs / "other/config.json").write_text('{"benchmark": "layer"}')
+    assert [result.folder.name for result in collect([runs])] == ["one"]
+    shutil.rmtree(runs / "one")
+    assert main(["report", str(runs)]) == 2
+    assert "no finished result in" in capsys.readouterr().err
+    assert main(["report", "nowhere"]) == 2
+    assert "no such folder: nowhere" in capsys.readouterr().err
+
+
+def test_the_gallery_of_the_readme_is_that_of_the_committed_results():
+    text = README.read_text()
+    assert with_gallery(text, collect([COMMITTED]), README.parent) == text, (
+        "renew it: python -m experiments report --gallery"
+    )
+    pictures = re.findall(r"!\[.*?\]\((results/.*?)\)", text)
+    assert pictures and all((README.parent / picture).is_file() for picture in pictures)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it_at_any_width(runs, tmp_path, width):
+    """Opened in Chromium with every part unfolded: nothing is wider than the window, no picture is
+    missing or squeezed, and text has the size it was given."""
+    probe = """<script>addEventListener("load", () => {
+      document.querySelectorAll("details").forEach(d => d.open = true);
+      const images = [...document.images];
+      document.title = JSON.stringify({
+        inner: innerWidth, wide: document.documentElement.scrollWidth,
+        images: images.map(i => [i.naturalWidth, i.width, i.height / i.width]),
+        font: getComputedStyle(document.body).fontSize });
+    })</script>"""
+    frame = f'<iframe src="page.html" width="{width}" height="900" style="border:0"></iframe>'
+    read = """<script>addEventListener("load", () => setTimeout(() => {
+      document.title = frames[0].document.title }, 300))</script>"""
+    (tmp_path / "page.html").write_text(page(collect([runs])) + probe)
+    (tmp_path / "frame.html").write_text(frame + read)  # Chromium's own window is 500 at least
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+        "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found, done.stdout[:500]
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["inner"] == width and seen["wide"] <= width
+    assert len(seen["images"]) == 2
+    for natural, shown, ratio in seen["images"]:
+        assert natural > 1000 and shown > 0.8 * min(width, 900) and 0.3 < ratio < 2
+    assert seen["font"] == "16px"
+
+
+def test_every_verdict_has_a_look(runs):
+    text = page(collect([runs]))
+    for verdict in (HOLDS, IN_PART, FAILS):
+        assert re.search(rf'class="badge \w+">. {verdict}<', text)
