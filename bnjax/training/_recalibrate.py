@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -97,7 +98,9 @@ def recalibrate(
     flat, rebuild = _variables.flatten(variables)
     norms = _variables.norms(flat)
     chosen = _variables.choose(norms, layers)
-    passes = len(chosen) if layer_by_layer else 1
+    # Stacked statistics, of layers under a scan, have as many layers as leading entries at most.
+    depth = sum(math.prod(np.shape(flat["batch_stats", *path, "mean"])[:-1]) for path in chosen)
+    passes = depth if layer_by_layer else 1
     if passes > 1 and iter(batches) is batches:
         raise TypeError(
             f"batches is a {type(batches).__name__}, which can be gone through once; "

@@ -132,6 +132,30 @@ def test_nnx_and_linen_agree(layer_by_layer):
     np.testing.assert_array_equal(model.norm[0].mean[...], np.zeros(5))  # the model is untouched
 
 
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.relu(bnjax.linen.BatchNorm(True, name="norm")(nn.Dense(6, name="dense")(x))), None
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        axes = {"params": 0, "batch_stats": 0, "batch_moments": 0}
+        scan = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=3)
+        return scan(name="blocks")(x, None)[0]
+
+
+def test_layers_under_a_scan_are_settled_one_after_the_other():
+    variables = Scanned().init(jax.random.key(0), DATA)
+    new = recalibrate(Scanned(), variables, split(DATA, [16]), layer_by_layer=True)
+    dense = variables["params"]["blocks"]["dense"]
+    params = {f"dense{i}": jax.tree.map(lambda v, i=i: v[i], dense) for i in range(3)}
+    norm = new["batch_stats"]["blocks"]["norm"]
+    stats = {f"norm{i}": jax.tree.map(lambda v, i=i: v[i], norm) for i in range(3)}
+    assert_close(stats, reference(params, DATA))
+
+
 def mesh():
     return Mesh(np.array(jax.devices()[:4]), ("data",))
 
