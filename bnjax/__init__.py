@@ -1,8 +1,10 @@
 """bnjax: batch normalisation for JAX, accurate, fast and explicit.
 
 The functional core is here and needs jax alone. ``bnjax.linen`` and ``bnjax.nnx`` hold drop-in
-Flax modules, ``bnjax.training`` the step around them, ``bnjax.testing`` the float64 reference;
-import them by name.
+Flax modules, ``bnjax.training`` the step around them and the statistics after it;
+``bnjax.surgery`` changes a trained model, ``bnjax.interop`` carries it over from and to other
+libraries, ``bnjax.diagnostics`` tells what ails it; ``bnjax.testing`` is the float64 reference.
+Import them by name.
 """
 
 from bnjax.core import (

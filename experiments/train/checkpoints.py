@@ -10,12 +10,8 @@ orbax notices a file cut short but not a changed number.
 """
 
 import json
-import logging
-import sys
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from bnjax.interop._files import DAMAGE, checksum, quiet_orbax
 from experiments.common.errors import UserError
 
 ACCURACY = "test_accuracy"
@@ -40,7 +37,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        _hush()
+        quiet_orbax()
         self._folder = folder.absolute()
         with _disk_faults(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +65,7 @@ class Checkpoints:
           accuracy: on the test set, if it is the best so far.
         """
         leaves = flatten(tree)
-        leaves[CHECKSUM] = checksum(leaves)
+        leaves[CHECKSUM] = np.array(checksum(leaves), np.uint32)
         metrics = None if accuracy is None else {ACCURACY: accuracy}
         with _disk_faults(self._folder):
             self._manager.save(step, args=ocp.args.StandardSave(leaves), metrics=metrics)
@@ -99,7 +96,7 @@ class Checkpoints:
         if not isinstance(leaves, dict) or CHECKSUM not in leaves:
             raise UserError(f"{path}: not a checkpoint of this program; {self._way_out(step)}")
         stored = leaves.pop(CHECKSUM)
-        if not np.array_equal(stored, checksum(leaves)):
+        if int(stored) != checksum(leaves):
             raise UserError(f"{path}: damaged (wrong checksum); {self._way_out(step)}")
         return unflatten(leaves, tree, path)
 
@@ -143,15 +140,6 @@ def unflatten(leaves: Leaves, tree: Any, path: Path) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), ordered)
 
 
-def checksum(leaves: Leaves) -> np.ndarray:
-    """CRC-32 of all names and bytes, uint32 ()."""
-    value = 0
-    for name in sorted(leaves):
-        value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(np.ascontiguousarray(leaves[name]).tobytes(), value)
-    return np.array(value, np.uint32)
-
-
 def _options() -> ocp.CheckpointManagerOptions:
     best = BestN(n=1, get_metric_fn=_accuracy, keep_checkpoints_without_metrics=False)
     return ocp.CheckpointManagerOptions(
@@ -188,13 +176,9 @@ def _describe(leaves: dict[str, tuple[tuple[int, ...], np.dtype]], name: str) ->
 
 def _fault(error: Exception) -> str:
     """The kind of damage, without the pages that orbax says about it."""
-    for word, meaning in (
-        ("OUT_OF_RANGE", "damaged (a file is cut short)"),
-        ("DATA_LOSS", "damaged (a file is broken)"),
-        ("NOT_FOUND", "damaged (a file is missing)"),
-    ):
+    for word, meaning in DAMAGE.items():
         if word in str(error):
-            return meaning
+            return f"damaged ({meaning})"
     return f"damaged, or not a checkpoint of this program ({type(error).__name__})"
 
 
@@ -218,21 +202,3 @@ def _disk_fault(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return next((fault for fault in DISK_FAULTS if fault.lower() in str(error).lower()), None)
-
-
-@cache
-def _hush() -> None:
-    """Leaves one line of an error of the disk, where orbax logs pages about what it raises.
-
-    Beside the array that raises, others fail: asyncio complains that nobody asked for their
-    errors, and tensorstore's threads that nobody listens any more.
-    """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    usual = sys.unraisablehook
-
-    def hook(unraisable):
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            usual(unraisable)
-
-    sys.unraisablehook = hook

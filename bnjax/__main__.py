@@ -1,0 +1,80 @@
+"""``python -m bnjax inspect CHECKPOINT``: the health of a checkpoint's running statistics."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+EXIT_ERRORS, EXIT_UNREADABLE = 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if healthy, 1 if evaluation would be wrong, 2 if nothing was read."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return _inspect(options)
+    except (ValueError, ImportError, OSError) as error:
+        print("bnjax:", *str(error).split(), file=sys.stderr)  # one line
+        return EXIT_UNREADABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bnjax", description="Tools of bnjax.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    inspect = commands.add_parser(
+        "inspect",
+        help="report on the batch norm statistics in a checkpoint",
+        description="Report on the batch norm statistics in a checkpoint. The exit code is 0 "
+        "without errors (there may be warnings), 1 if evaluation would be wrong, 2 if the "
+        "checkpoint cannot be read. No pickle is ever run.",
+    )
+    inspect.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder of orbax (of several steps the newest), or file: safetensors, msgpack, npz",
+    )
+    inspect.add_argument("--epsilon", type=float, default=1e-5, help="of the layers (%(default)g)")
+    inspect.add_argument(
+        "--decay",
+        type=float,
+        help="weight of the old value in the running averages: Flax's momentum, 1 - PyTorch's; "
+        "leave it out if the layers debias",
+    )
+    inspect.add_argument("--steps", type=int, help="updates so far, where the layers do not count")
+    inspect.add_argument("--figure", metavar="FILE", help="draw it too: .png, .svg or .pdf")
+    return parser
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    # Late: jax and flax take a second, help takes none.
+    from bnjax.diagnostics import report
+    from bnjax.interop import load_variables
+    from bnjax.interop._files import quiet_orbax
+    from bnjax.interop._optional import optional
+
+    quiet_orbax()
+    try:
+        variables = load_variables(options.checkpoint)
+        found = report(variables, decay=options.decay, steps=options.steps, epsilon=options.epsilon)
+    except ValueError as error:
+        name = str(options.checkpoint)
+        raise error if name in str(error) else ValueError(f"{name}: {error}") from error
+    _print(found, optional("rich.console").Console())
+    if options.figure is not None:
+        found.figure().savefig(options.figure, dpi=150)
+    return EXIT_ERRORS if found.errors else 0
+
+
+def _print(found: Any, console: Any) -> None:
+    console.print(found.table())
+    console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""What a batch norm is told and no file of weights holds: momentum, epsilon and convention."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen
+import jax
+from flax import nnx
+
+import bnjax.linen
+import bnjax.nnx
+from bnjax._variables import name
+from bnjax.interop._mapping import Rename, renamed
+from bnjax.interop._optional import optional
+
+Options = dict[str, dict[str, Any]]
+LINEN = (flax.linen.BatchNorm, bnjax.linen.BatchNorm)
+NNX = (nnx.BatchNorm, bnjax.nnx.BatchNorm)
+# What Flax's own layers, which lack these fields, do.
+FLAX = {"ddof": 0, "debias": False}
+
+
+def batch_norm_options(model: Any, rename: Rename = ()) -> Options:
+    r"""The arguments with which a Flax batch norm trains and evaluates as each one of a model.
+
+    For torch ``momentum`` is 1 − torch's (None, the average of all updates, stays None), ``ddof``
+    is 1; for Keras ``momentum`` is Keras's, ``ddof`` is 0. The path is the one that
+    :func:`from_torch` and :func:`from_keras` make with the same ``rename``.
+
+    Haiku keeps these nowhere: they are ``BatchNorm(momentum=decay_rate, epsilon=eps,
+    debias=True)``.
+
+    Args:
+      model: a ``torch.nn.Module`` or a Keras model or layer.
+      rename: as for :func:`from_torch` or :func:`from_keras`.
+
+    Returns:
+      By path, such as ``"layer1/0/bn1"``: ``momentum``, ``epsilon``, ``ddof``, ``use_scale`` and
+      ``use_bias``, for :class:`bnjax.linen.BatchNorm` and :class:`bnjax.nnx.BatchNorm`.
+
+    Raises:
+      ValueError: a layer of torch has ``track_running_stats=False``.
+      TypeError: ``model`` is of another library.
+
+    Example:
+      >>> import torch
+      >>> from bnjax.interop import batch_norm_options
+      >>> for path, options in batch_norm_options(torch.nn.BatchNorm2d(4)).items():
+      ...     print(repr(path), options["momentum"], options["epsilon"], options["ddof"])
+      '' 0.9 1e-05 1
+
+    Source: ``torch.nn.BatchNorm2d`` and ``keras.layers.BatchNormalization``. That momentum means
+    one thing here and another there went wrong in scvi-tools (PR#2309) and transformers
+    (PR#19454).
+    """
+    keras = sys.modules.get("keras")  # who holds a model of Keras has imported it
+    if keras is not None and isinstance(model, keras.Layer):
+        return _keras_options(keras, model, rename)
+    if hasattr(model, "named_modules"):
+        return _torch_options(model, rename)
+    raise TypeError(
+        f"model must be a torch.nn.Module or a keras.Model, got {type(model).__name__}. Options of "
+        "a Flax model are its own: give expected ones to check_batch_norms."
+    )
+
+
+def check_batch_norms(model: Any, options: Mapping[str, Mapping[str, Any]], *args, **kwargs):
+    r"""Raise unless each batch norm of a Flax model has the options it is to have.
+
+    Only what ``options`` name is compared: of a model that is not to be trained, the epsilons
+    alone are ``{path: {"epsilon": o["epsilon"]} for path, o in options.items()}``.
+
+    Args:
+      model: an ``nnx.Module``, or a ``flax.linen.Module``, which is traced to see its layers.
+      options: by path of layer, from :func:`batch_norm_options` or written by hand.
+      *args, **kwargs: for linen: what ``model.init`` takes after the key. Arrays (or
+        ``jax.ShapeDtypeStruct``) by position, all else by name.
+
+    Raises:
+      ValueError: lists all options that differ, layers without options and options without layer.
+      TypeError: ``model`` is not of Flax.
+
+    Example:
+      >>> from flax import nnx
+      >>> from bnjax.interop import check_batch_norms
+      >>> from bnjax.nnx import BatchNorm
+      >>> norm = BatchNorm(4, momentum=0.9, rngs=nnx.Rngs(0))
+      >>> try:
+      ...     check_batch_norms(norm, {"": {"momentum": 0.9, "epsilon": 1e-3}})
+      ... except ValueError as error:
+      ...     print(str(error).splitlines()[1])
+        (the model itself): epsilon is 1e-05, must be 0.001
+
+    Source: no file of weights holds them, and neither PyTorch's ``load_state_dict`` nor Flax's
+    ``from_state_dict`` compares them.
+    """
+    layers = _layers(model, args, kwargs)
+    faults = {path: ["there is no such layer"] for path in options if path not in layers}
+    for path, layer in layers.items():
+        faults[path] = _differences(layer, options.get(path))
+    lines = [
+        f"  {path or '(the model itself)'}: {fault}"
+        for path, found in faults.items()
+        for fault in found
+    ]
+    if lines:
+        raise ValueError(
+            "\n".join(
+                [
+                    "batch norms of the model are not as options say:",
+                    *lines,
+                    "The layer at path takes them as BatchNorm(..., **options[path]).",
+                ]
+            )
+        )
+
+
+def _differences(layer: Any, options: Mapping[str, Any] | None) -> list[str]:
+    if options is None:
+        return ["has no options"]
+    found = {option: getattr(layer, option, FLAX.get(option, "unknown")) for option in options}
+    return [
+        f"{option} is {found[option]}, must be {value}"
+        for option, value in options.items()
+        if not _same(found[option], value)
+    ]
+
+
+def _torch_options(model: Any, rename: Rename) -> Options:
+    layer_type = optional("torch", "torch").nn.modules.batchnorm._BatchNorm
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, layer_type)}
+    if untracked := [path for path, m in layers.items() if m.running_mean is None]:
+        raise ValueError(
+            f"{', '.join(untracked) or 'the model'}: has track_running_stats=False, and so "
+            "evaluates with the statistics of the batch. Flax's layers always have running "
+            "statistics: call theirs with use_running_average=False."
+        )
+    return {
+        renamed(path, rename).replace(".", "/"): {
+            "momentum": None if m.momentum is None else 1 - m.momentum,
+            "epsilon": m.eps,
+            "ddof": 1,
+            "use_scale": m.weight is not None,
+            "use_bias": m.bias is not None,
+        }
+        for path, m in layers.items()
+    }
+
+
+def _keras_options(keras: Any, model: Any, rename: Rename) -> Options:
+    # Only this method finds layers inside layers of every kind; model.layers are the outermost.
+    layers = (layer for layer in model._flatten_layers() if isinstance(layer, keras.Layer))
+    return {
+        renamed(_keras_path(layer, model), rename): {
+            "momentum": layer.momentum,
+            "epsilon": layer.epsilon,
+            "ddof": 0,
+            "use_scale": layer.scale,
+            "use_bias": layer.center,
+        }
+        for layer in layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    }
+
+
+def _keras_path(layer: Any, model: Any) -> str:
+    return "" if layer is model else layer.path.removeprefix(f"{model.name}/")
+
+
+def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Batch norms of a Flax model by path."""
+    if isinstance(model, nnx.Module):
+        return {name(path): m for path, m in nnx.iter_modules(model) if isinstance(m, NNX)}
+    if not isinstance(model, flax.linen.Module):
+        raise TypeError(f"model must be an nnx or a linen Module, got {type(model).__name__}.")
+    found = {}
+
+    def record(call: Callable, args, kwargs, context):
+        if isinstance(context.module, LINEN):
+            found[name(context.module.path)] = context.module
+        return call(*args, **kwargs)
+
+    with flax.linen.intercept_methods(record):
+        jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *args)
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return math.isclose(a, b, rel_tol=1e-6)  # 1 - 0.9 is 0.09999999999999998
+    return a == b

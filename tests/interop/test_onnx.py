@@ -1,0 +1,353 @@
+"""ONNX's normalisations read and written, as far as they need no runtime."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bnjax.linen
+import bnjax.nnx
+
+onnx = pytest.importorskip("onnx")
+
+from bnjax.interop import OnnxNorm, from_onnx, to_onnx  # noqa: E402
+
+from . import _onnx  # noqa: E402
+from ._onnx import node, ones  # noqa: E402
+
+BN = ("scale", "bias", "mean", "var")
+
+
+def assert_same(got, want):
+    assert (got.name, got.kind, got.options) == (want.name, want.kind, want.options)
+    assert jax.tree.structure(got.variables) == jax.tree.structure(want.variables)
+    for a, b in zip(*map(jax.tree.leaves, (got.variables, want.variables)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
+@given(
+    st.sampled_from(list(_onnx.CASES)),
+    st.tuples(*[st.integers(2, 5)] * 2),
+    st.sampled_from([np.float32, np.float16, np.float64, ml_dtypes.bfloat16]),
+    st.floats(1e-9, 0.5).map(lambda e: float(f"{e:.5g}")),
+    st.integers(0, 9),
+)
+def test_what_was_written_is_read(case, size, dtype, epsilon, seed):
+    shape = (2, 6, *size)
+    norm = _onnx.draw(case, shape, dtype, epsilon, seed)
+    written = to_onnx(norm, shape, dtype)
+    (read,) = from_onnx(written).values()
+    assert_same(read, norm)
+    again = to_onnx(read, shape, dtype)
+    assert again.SerializeToString() == written.SerializeToString()
+
+
+def test_sizes_that_x_leaves_open_come_from_the_arrays():
+    norm = _onnx.draw("group", (1, 6, 1, 1), np.float32)
+    assert_same(from_onnx(to_onnx(norm, ("N", None, "H", "W")))["group"], norm)
+
+
+def test_numbers_are_the_decimals_that_were_meant():
+    # ONNX stores float32: 9.999999747378752e-06 and 0.8999999761581421.
+    norms = from_onnx(_onnx.model(node("BatchNormalization", *BN, name="bn"), arrays=ones(*BN)))
+    want = {"axis": 1, "epsilon": 1e-5, "decay": 0.9, "ddof": 0, "train": False}
+    assert norms["bn"].options == want
+
+
+def test_nodes_without_a_name_go_by_their_output_and_in_order():
+    layers = [
+        node("LayerNormalization", "b", outputs=["second"]),
+        node("InstanceNormalization", "a", "a", name="first"),
+    ]
+    norms = from_onnx(_onnx.model(*layers, arrays=ones("a", "b")))
+    assert list(norms) == ["second", "first"]
+    assert "bias" not in norms["second"].variables["params"]
+
+
+def test_arrays_may_be_constants_by_way_of_identity():
+    value = onnx.numpy_helper.from_array(np.array([1, 2], np.float32))
+    model = _onnx.model(
+        onnx.helper.make_node("Constant", [], ["c"], value=value),
+        onnx.helper.make_node("Identity", ["c"], ["shared"]),
+        node("InstanceNormalization", "shared", "c", name="in"),
+    )
+    params = from_onnx(model)["in"].variables["params"]
+    assert params["scale"].tolist() == params["bias"].tolist() == [1, 2]
+
+
+def test_branches_and_functions_are_searched():
+    inner = _onnx.model(node("RMSNormalization", "s", name="inner"), opset=23).graph
+    del inner.input[:]
+    helper = onnx.helper
+    branch = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    branch.attribute[1].g.node[0].name = "other"
+    model = _onnx.model(
+        helper.make_node("Block", ["x", "s"], ["z"], domain="local", name="called"),
+        branch,
+        arrays=ones("s"),
+        shapes={"x": (2, 3), "c": ()},
+        opset=23,
+    )
+    body = [helper.make_node("RMSNormalization", ["a", "b"], ["r"], "in_function")]
+    imports = [helper.make_opsetid("", 23)]
+    model.functions.append(helper.make_function("local", "Block", ["a", "b"], ["r"], body, imports))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    norms = from_onnx(model)
+    assert {norm.kind for norm in norms.values()} == {"rms_norm"} and len(norms) == 3
+    assert {"inner", "other"} < set(norms)
+
+
+@pytest.mark.parametrize(
+    ("axis", "scale", "bias", "axes", "varying", "size"),
+    [
+        (-1, (5,), (4, 5), (-1,), (-2, -1), (4, 5)),
+        (2, (4, 1), (1,), (-2, -1), (-2,), (4,)),
+        (-2, (), (), (-2, -1), (), ()),
+        (1, (3, 4, 5), None, (-3, -2, -1), None, (3, 4, 5)),
+    ],
+)
+def test_parameters_of_layer_norm_broadcast(axis, scale, bias, axes, varying, size):
+    rng = np.random.default_rng(0)
+    arrays = {"s": rng.normal(size=scale).astype(np.float32)}
+    if bias is not None:
+        arrays["b"] = rng.normal(size=bias).astype(np.float32)
+    layer = node("LayerNormalization", *arrays, name="ln", axis=axis)
+    model = _onnx.model(layer, arrays=arrays, shapes={"x": (2, 3, 4, 5)})
+    norm = from_onnx(model)["ln"]
+    assert norm.options["axes"] == axes
+    assert norm.options.get("param_axes") == varying
+    assert norm.variables["params"]["scale"].shape == size
+
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    over = tuple(range(axis % 4, 4))
+    want = (x - x.mean(over, keepdims=True)) / np.sqrt(x.var(over, keepdims=True) + 1e-5)
+    want = want * arrays["s"] + arrays.get("b", np.float32(0))
+    np.testing.assert_allclose(norm.apply(x)[0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_of_groups_are_repeated_for_their_channels():
+    layer = node("GroupNormalization", "s", "s", name="gn", num_groups=2)
+    arrays = {"s": np.array([1, 2], np.float32)}
+    old = _onnx.model(layer, arrays=arrays, shapes={"x": (1, 6, 5)}, opset=18)
+    assert from_onnx(old)["gn"].variables["params"]["scale"].tolist() == [1, 1, 1, 2, 2, 2]
+    with pytest.raises(ValueError, match=r"channels of X must be known.*infer_shapes"):
+        from_onnx(_onnx.model(layer, arrays=arrays, opset=18))
+    with pytest.raises(ValueError, match=r"scale of \(2,\).*as X of \(1, 6, 5\)"):
+        from_onnx(_onnx.model(layer, arrays=arrays, shapes={"x": (1, 6, 5)}, opset=21))
+
+
+def test_all_that_cannot_be_read_is_in_one_error():
+    nodes = [
+        onnx.helper.make_node("Mul", ["x", "x"], ["product"]),
+        node("BatchNormalization", "product", "x", "a", name="computed"),
+        node("BatchNormalization", "a", "short", "a", "a", name="short one"),
+        node("InstanceNormalization", "a", "a", name="good"),
+        node("InstanceNormalization", "a", "a", "a", name="too many"),
+        node("GroupNormalization", "a", "a", name="no groups", wrong=1),
+        node("GroupNormalization", "a", "a", name="odd groups", num_groups=2),
+        node("LayerNormalization", "a", name="from the front", axis=1),
+        node("LayerNormalization", "a", "short", name="apart"),
+        node("SkipLayerNormalization", "a", name="fused", domain="com.microsoft"),
+        node("InstanceNormalization", "a", "a", name="foreign", domain="com.acme"),
+        node("MeanVarianceNormalization", name="bare"),
+        node("RMSNormalization", "a", name="too new"),
+        node("InstanceNormalization", "a", "a", name="twice"),
+        node("InstanceNormalization", "a", "a", name="twice", outputs=["twin"]),
+    ]
+    model = _onnx.model(*nodes, arrays=ones("a") | ones("short", size=2))
+    with pytest.raises(ValueError) as caught:
+        from_onnx(model)
+    wanted = {
+        "12 of 14 normalisation nodes cannot be read",
+        "computed (BatchNormalization): scale='product' is computed by Mul, not stored; bias='x' "
+        "is an input of the graph, not stored; var is missing",
+        "short one (BatchNormalization): scale of (3,), bias of (2,)",
+        "too many (InstanceNormalization): unknown input 'a'",
+        "no groups (GroupNormalization): unknown attributes ['wrong'], missing attributes "
+        "['num_groups']",
+        "odd groups (GroupNormalization): num_groups=2 does not divide 3 channels",
+        "from the front (LayerNormalization): axis=1 counts from the front",
+        "apart (LayerNormalization): scale of (3,), bias of (2,) do not broadcast to each other",
+        "fused (SkipLayerNormalization): com.microsoft.SkipLayerNormalization is none of",
+        "foreign (InstanceNormalization): com.acme.InstanceNormalization is none of",
+        "bare (MeanVarianceNormalization): ai.onnx.MeanVarianceNormalization is none of",
+        "too new (RMSNormalization): in opset 21 RMSNormalization does not exist",
+        "twice (InstanceNormalization): another node has this name",
+    }
+    assert [text for text in wanted if text not in str(caught.value)] == []
+    assert list(from_onnx(model, nodes="^good$")) == ["good"]
+    with pytest.raises(ValueError, match="nodes='better' is found in no layer"):
+        from_onnx(model, nodes="better")
+
+
+@pytest.mark.parametrize(
+    ("opset", "layer", "message"),
+    [
+        (7, node("BatchNormalization", *BN, spatial=0), "spatial=0"),
+        (9, node("BatchNormalization", *BN, outputs=["y", "m"]), "training before opset 14"),
+        (6, node("BatchNormalization", *BN), "known versions are 7, 9, 14, 15.*version_converter"),
+        (16, node("LayerNormalization", "scale"), "does not exist.*version_converter"),
+        (999, node("LayerNormalization", "scale"), "opset 999 is newer than"),
+        (17, node("LayerNormalization", "scale", axis=2), "axis=2 is out of range"),
+        (17, node("LayerNormalization", "scale", axis=-3), "axis=-3 is out of range"),
+        (17, node("LayerNormalization", "wide"), r"scale of \(4,\) do not broadcast to X of"),
+        (22, node("InstanceNormalization", "wide", "wide"), r"\(3,\), as X of \(2, 3\)"),
+        (18, node("GroupNormalization", "scale", "scale", num_groups=1), "one entry a group"),
+    ],
+)
+def test_nodes_that_mean_something_else_are_refused(opset, layer, message):
+    arrays = ones(*BN) | ones("wide", size=4)
+    model = _onnx.model(layer, arrays=arrays, shapes={"x": (2, 3)}, opset=opset)
+    with pytest.raises(ValueError, match=message):
+        from_onnx(model)
+
+
+def test_a_graph_alone_is_refused():
+    model = _onnx.model(node("InstanceNormalization", "a", "a"), arrays=ones("a"))
+    with pytest.raises(TypeError, match=r"GraphProto.*does not say its opset"):
+        from_onnx(model.graph)
+    del model.opset_import[:]
+    with pytest.raises(ValueError, match="imports no opset"):
+        from_onnx(model)
+
+
+def test_files_are_read_with_their_external_data(tmp_path):
+    norm = _onnx.draw("batch", (2, 6), np.float32)
+    path = tmp_path / "model.onnx"
+    onnx.save(to_onnx(norm, ("N", 6)), path, save_as_external_data=True, size_threshold=0)
+    assert_same(from_onnx(path)["batch"], norm)
+    alone = onnx.load(path, load_external_data=False)
+    with pytest.raises(
+        ValueError, match=r"scale='batch.scale' is in another file.*var='batch.var'"
+    ):
+        from_onnx(alone)
+
+
+def test_norms_of_a_model_fit_the_modules():
+    norm = _onnx.draw("batch, training", (4, 6, 5), np.float32)
+    (read,) = from_onnx(to_onnx(norm, (4, 6, 5))).values()
+    x = np.random.default_rng(1).normal(size=(4, 6, 5)).astype(np.float32)
+    module = bnjax.linen.BatchNorm(
+        axis=1, momentum=read.options["decay"], epsilon=read.options["epsilon"]
+    )
+    want = module.apply(read.variables, x, use_running_average=False, mutable=["batch_stats"])
+    y, variables = read.apply(x)
+    got = y, {"batch_stats": variables["batch_stats"]}
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_states_of_nnx_are_written():
+    module = bnjax.nnx.BatchNorm(6, axis=1, rngs=nnx.Rngs(0))
+    module.mean[...] = jnp.arange(6.0)
+    state = nnx.state(module)
+    norm = OnnxNorm("bn", "batch_norm", {"train": False, "axis": 1}, state)
+    read = from_onnx(to_onnx(norm, ("N", 6)))["bn"]
+    assert read.variables["batch_stats"]["mean"].tolist() == list(range(6))
+    x = np.ones((2, 6), np.float32)
+    y, after = norm.apply(x)
+    np.testing.assert_array_equal(y, read.apply(x)[0])
+    assert isinstance(after, nnx.State)
+
+
+def test_options_not_given_are_those_of_the_function():
+    norm = OnnxNorm("in", "instance_norm", {"axis": 1, "mask": None}, {"params": {}})
+    read = from_onnx(to_onnx(norm, (2, 3, 4), np.float16))["in"]
+    assert read.options == {"axis": 1, "epsilon": 1e-6}
+    # ONNX has no instance norm without parameters.
+    assert read.variables["params"]["scale"].tolist() == [1] * 3
+    assert read.variables["params"]["bias"].tolist() == [0] * 3
+    groups = OnnxNorm("gn", "group_norm", {"axis": 1, "num_groups": None, "group_size": 3}, {})
+    assert from_onnx(to_onnx(groups, (2, 6)))["gn"].options["num_groups"] == 2
+
+
+def test_scalar_parameters_are_written_for_every_channel():
+    norm = OnnxNorm("in", "instance_norm", {"axis": 1}, {"params": {"scale": np.float32(2)}})
+    assert (
+        from_onnx(to_onnx(norm, (2, 3, 4)))["in"].variables["params"]["scale"].tolist() == [2] * 3
+    )
+
+
+STATS = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
+EVALUATE = {"train": False, "axis": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "variables", "shape", "error", "message"),
+    [
+        ("weight_norm", {}, {}, (2, 3), ValueError, "kind must be one of batch_norm"),
+        ("batch_norm", {"axis": 1}, {}, (2, 3), ValueError, "lacks train"),
+        (
+            "batch_norm",
+            {"train": True, "axis": 1, "ddof": 1, "virtual_batch_size": 2, "epsilom": 1},
+            {},
+            (2, 3),
+            ValueError,
+            "lacks: ddof=1, virtual_batch_size=2, epsilom=1",
+        ),
+        ("batch_norm", {**EVALUATE, "train": True, "decay": None}, {}, (2, 3), ValueError, "decay"),
+        ("batch_norm", {**EVALUATE, "axis": -1}, {}, (2, 4, 3), ValueError, "channels on axis 1"),
+        (
+            "batch_norm",
+            EVALUATE,
+            {"params": {"gamma": np.ones(3)}},
+            (2, 3),
+            ValueError,
+            r"unknown \['params/gamma'\], missing \['batch_stats/mean', 'batch_stats/var'\]",
+        ),
+        (
+            "batch_norm",
+            EVALUATE,
+            {"params": {"scale": np.ones(4, np.float32)}, "batch_stats": STATS},
+            (2, 3),
+            ValueError,
+            r"scale of \(4,\) do not fit x of \(2, 3\)",
+        ),
+        ("rms_norm", {}, {"params": {"bias": np.ones(3)}}, (2, 3), ValueError, "params/bias"),
+        ("layer_norm", {"axes": (0,)}, {}, (2, 3), ValueError, "must be the last axes"),
+        ("layer_norm", {"axes": ()}, {}, (2, 3), ValueError, "must be the last axes"),
+        ("instance_norm", {"axis": 1}, {}, (2, "C", 3), ValueError, "must say the size of axes"),
+        (
+            "group_norm",
+            {"axis": 1},
+            {"params": {"scale": np.ones(32, np.float16)}},
+            (2, 32),
+            TypeError,
+            "one dtype for x float32, scale float16, bias float16",
+        ),
+        ("group_norm", {"axis": 1}, {}, (2, 3), ValueError, "num_groups=32 does not divide"),
+    ],
+)
+def test_what_onnx_cannot_say_is_refused(kind, options, variables, shape, error, message):
+    with pytest.raises(error, match=message):
+        to_onnx(OnnxNorm("norm", kind, options, variables), shape)
+
+
+@pytest.mark.parametrize(
+    ("case", "first"), [("batch", 15), ("instance", 6), ("layer", 17), ("group", 21), ("rms", 23)]
+)
+def test_older_opsets_are_written_where_they_mean_the_same(case, first):
+    norm = _onnx.draw(case, (2, 6, 4), np.float32)
+    assert_same(from_onnx(to_onnx(norm, (2, 6, 4), opset=first))[case], norm)
+    with pytest.raises(ValueError, match=f"opset={first - 1}, but .* needs {first}"):
+        to_onnx(norm, (2, 6, 4), opset=first - 1)
+
+
+def test_without_onnx_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"pip install 'bnjax\[interop\]'"):
+        from_onnx("model.onnx")
+
+
+def test_apply_works_under_jit_and_leaves_the_norm_alone():
+    norm = _onnx.draw("batch, training", (4, 6), np.float32)
+    before = jax.tree.map(np.copy, norm.variables)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(norm.apply)(x), norm.apply(x))
+    assert_same(norm, norm._replace(variables=before))

@@ -1,0 +1,215 @@
+"""Weights to and from live Keras models: they compute and train on the same."""
+
+import os
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import bnjax.nnx
+from bnjax.interop import batch_norm_options, check_batch_norms, from_keras, to_keras
+from bnjax.linen import BatchNorm
+from bnjax.testing import relative_error
+
+from . import _peers
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+keras = pytest.importorskip("keras")
+
+layers = keras.layers
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def relaxed():
+    with _peers.relaxed():
+        yield
+
+
+def randomized(model):
+    """The model with random parameters and running statistics."""
+    weights = [
+        RNG.uniform(0.5, 2, w.shape) if w.name == "moving_variance" else RNG.normal(size=w.shape)
+        for w in model.weights
+    ]
+    model.set_weights(weights)
+    return model
+
+
+def values(model):
+    return [keras.ops.convert_to_numpy(w.value) for w in model.weights]
+
+
+def template(model, x, **kwargs):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), x, **kwargs))
+
+
+# Keras's layer, linen's, and options of from_keras. As many channels in as out where axes may be
+# exchanged, so that only the values tell.
+SINGLE = {
+    "dense": (lambda: layers.Dense(4), lambda: nn.Dense(4), {}),
+    "conv": (
+        lambda: layers.Conv2D(4, (3, 2), 2, "same"),
+        lambda: nn.Conv(4, (3, 2), 2, "SAME"),
+        {},
+    ),
+    "grouped": (
+        lambda: layers.Conv2D(6, 3, groups=2),
+        lambda: nn.Conv(6, (3, 3), padding="VALID", feature_group_count=2),
+        {},
+    ),
+    "depthwise": (
+        lambda: layers.DepthwiseConv2D(3, depth_multiplier=2),
+        lambda: nn.Conv(8, (3, 3), padding="VALID", feature_group_count=4),
+        {"depthwise": ".*"},
+    ),
+    "transposed": (
+        lambda: layers.Conv2DTranspose(4, (3, 2), 2),
+        lambda: nn.ConvTranspose(4, (3, 2), (2, 2), "VALID"),
+        {"transposed": ".*"},
+    ),
+    "transposed kernel": (
+        lambda: layers.Conv2DTranspose(4, (3, 2), 2),
+        lambda: nn.ConvTranspose(4, (3, 2), (2, 2), "VALID", transpose_kernel=True),
+        {},
+    ),
+    "batch norm": (
+        lambda: layers.BatchNormalization(),
+        lambda: BatchNorm(use_running_average=True, epsilon=1e-3),
+        {},
+    ),
+    "batch norm without scale": (
+        lambda: layers.BatchNormalization(scale=False, center=False),
+        lambda: BatchNorm(use_running_average=True, epsilon=1e-3, use_scale=False, use_bias=False),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_one_layer_computes_the_same_and_goes_back(kind):
+    make, make_ours, options = SINGLE[kind]
+    theirs, ours = make(), make_ours()
+    x = RNG.normal(size=(2, 5, 6, 4)).astype(np.float32)
+    theirs.build(x.shape)
+    randomized(theirs)
+    variables = from_keras(theirs, template(ours, x), **options)
+    assert relative_error(ours.apply(variables, x), np.asarray(theirs(x))) < 1e-5
+    back = to_keras(variables, theirs, **options)
+    for want, array in zip(values(theirs), back.values(), strict=True):
+        np.testing.assert_array_equal(array, want)
+
+
+class Residual(keras.layers.Layer):
+    """A layer with layers inside."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = layers.Conv2D(3, 3, padding="same", use_bias=False, name="conv")
+        self.norm = layers.BatchNormalization(momentum=0.8, epsilon=1e-2, name="norm")
+
+    def build(self, shape):
+        self.conv.build(shape)
+        self.norm.build(shape)
+        super().build(shape)
+
+    def call(self, x, training=False):
+        return x + self.norm(self.conv(x), training=training)
+
+
+def functional():
+    x = inputs = keras.Input((4, 5, 3))
+    x = Residual(name="a")(x)
+    x = layers.BatchNormalization(momentum=0.9, scale=False, name="b")(x)
+    return keras.Model(inputs, layers.Dense(2, name="fc")(keras.ops.mean(x, (1, 2))), name="m")
+
+
+def sequential():
+    block, norm = Residual(name="a"), layers.BatchNormalization(momentum=0.9, scale=False, name="b")
+    pool, fc = layers.GlobalAveragePooling2D(), layers.Dense(2, name="fc")
+    return keras.Sequential([keras.Input((4, 5, 3)), block, norm, pool, fc])
+
+
+OPTIONS = {
+    "a/norm": {
+        "momentum": 0.8,
+        "epsilon": 1e-2,
+        "ddof": 0,
+        "use_scale": True,
+        "use_bias": True,
+    },
+    "b": {"momentum": 0.9, "epsilon": 1e-3, "ddof": 0, "use_scale": False, "use_bias": True},
+}
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        y = nn.Conv(3, (3, 3), use_bias=False, name="conv")(x)
+        norm = BatchNorm(use_running_average=not train, name="norm", **OPTIONS["a/norm"])
+        return x + norm(y)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = Block(name="a")(x, train)
+        x = BatchNorm(use_running_average=not train, name="b", **OPTIONS["b"])(x)
+        return nn.Dense(2, name="fc")(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("make", [functional, sequential])
+def test_a_model_evaluates_and_trains_the_same(make):
+    theirs, ours = randomized(make()), Net()
+    x = RNG.normal(size=(3, 4, 5, 3)).astype(np.float32)
+    assert batch_norm_options(theirs) == OPTIONS
+    check_batch_norms(ours, OPTIONS, x)
+    variables = from_keras(theirs, template(ours, x))
+    assert relative_error(ours.apply(variables, x), np.asarray(theirs(x))) < 1e-5
+    for _ in range(2):
+        want = np.asarray(theirs(x, training=True))
+        y, updates = ours.apply(variables, x, train=True, mutable=["batch_stats"])
+        variables |= updates
+        assert relative_error(y, want) < 1e-4
+    trained = to_keras(variables, theirs)
+    for want, (name, array) in zip(values(theirs), trained.items(), strict=True):
+        assert relative_error(array, want) < 1e-5, name
+    back = make()
+    back.set_weights(list(to_keras(variables, back).values()))
+    assert relative_error(np.asarray(back(x)), ours.apply(variables, x)) < 1e-5
+
+
+def test_an_nnx_model_and_another_epsilon():
+    theirs = keras.Sequential([layers.Dense(4), layers.BatchNormalization()])
+    x = RNG.normal(size=(6, 5)).astype(np.float32)
+    theirs.build(x.shape)
+    randomized(theirs)
+    rename = [("^dense.*", "layers/0"), ("^batch_normalization.*", "layers/1")]
+    rngs = nnx.Rngs(0)
+    norm = bnjax.nnx.BatchNorm(4, epsilon=1e-3, rngs=rngs)
+    ours = nnx.Sequential(nnx.Linear(5, 4, rngs=rngs), norm)
+    nnx.update(ours, from_keras(theirs, nnx.state(ours), rename))
+    ours.eval()
+    assert relative_error(ours(x), np.asarray(theirs(x))) < 1e-5
+    check_batch_norms(ours, batch_norm_options(theirs, rename))
+    norm.epsilon = 1e-5
+    with pytest.raises(ValueError, match=r"layers/1: epsilon is 1e-05, must be 0.001"):
+        check_batch_norms(ours, batch_norm_options(theirs, rename))
+
+
+def test_weights_of_one_name_are_refused():
+    class Twice(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="twice")
+            self.parts = [layers.Dense(2, name="fc"), layers.Dense(2, name="fc")]
+
+        def build(self, shape):
+            for part in self.parts:
+                part.build(shape)
+
+    theirs = Twice()
+    theirs.build((1, 2))
+    with pytest.raises(ValueError, match="several weights of the keras model are called fc/bias"):
+        from_keras(theirs, {"params": {}})

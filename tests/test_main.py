@@ -1,0 +1,137 @@
+"""``python -m bnjax inspect``: what it prints, and its exit code."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import optax
+import pytest
+
+from bnjax.__main__ import main
+from bnjax.interop import save_safetensors
+from bnjax.training import TrainState
+from experiments.train.checkpoints import Checkpoints
+
+
+def variables(mean=0.5):
+    stats = {"mean": np.full(3, mean, np.float32), "var": np.full(3, 2, np.float32)}
+    params = {"scale": np.ones(3, np.float32), "bias": np.zeros(3, np.float32)}
+    return {"params": {"bn": params}, "batch_stats": {"bn": stats}}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    save_safetensors(variables(), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def run(capsys, *argv):
+    code = main(["inspect", *map(str, argv)])
+    return code, *capsys.readouterr()
+
+
+def test_a_healthy_checkpoint_is_0(checkpoint, capsys):
+    code, out, err = run(capsys, checkpoint)
+    assert code == 0 and not err
+    assert "bn" in out and "1 layer, 3 channels: no findings" in out
+
+
+def test_findings_come_with_remedies_and_errors_are_1(checkpoint, capsys):
+    save_safetensors(variables(mean=np.nan), checkpoint)
+    code, out, _ = run(capsys, checkpoint)
+    assert code == 1
+    assert "error: not finite (1 layer)" in out and "What to do: " in out
+
+
+def test_warnings_alone_are_0_and_options_reach_the_report(checkpoint, capsys):
+    code, out, _ = run(capsys, checkpoint, "--decay", "0.9", "--steps", "30")
+    assert code == 0 and "after 30 updates the initial values weigh 0.042" in out
+    code, out, _ = run(capsys, checkpoint, "--epsilon", "3")
+    assert code == 0 and "epsilon is 3" in out
+
+
+def test_the_figure_is_written(checkpoint, tmp_path, capsys):
+    assert run(capsys, checkpoint, "--figure", tmp_path / "a.png")[0] == 0
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """What ``python -m experiments train`` leaves, as far as checkpoints go."""
+    v = variables()
+    state = TrainState.create(**v, tx=optax.sgd(0.1, momentum=0.9))
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save(8, state)
+    checkpoints.close()
+    return tmp_path / "run"
+
+
+def test_a_run_of_the_experiments_can_be_inspected(run_folder, capsys):
+    for path in (run_folder, run_folder / "checkpoints", run_folder / "checkpoints" / "8"):
+        code, out, err = run(capsys, path)
+        assert code == 0 and not err and "1 layer, 3 channels: no findings" in out
+
+
+def test_every_flipped_byte_of_a_run_is_harmless_or_one_line(run_folder, capfd):
+    """Its checksum sees even a changed number."""
+    healthy = run(capfd, run_folder)
+    files = [f for f in (run_folder / "checkpoints/8/default").rglob("*") if f.is_file()]
+    codes = []
+    for file in files:
+        whole = file.read_bytes()
+        for position in (0, len(whole) // 2, len(whole) - 1):
+            damaged = bytearray(whole)
+            damaged[position] ^= 0x55
+            file.write_bytes(damaged)
+            code, out, err = run(capfd, run_folder)
+            codes.append(code)
+            assert (code, out, err) == healthy or (code == 2 and not out and err.count("\n") == 1)
+        file.write_bytes(whole)
+    assert codes.count(2) >= 4
+
+
+@pytest.mark.parametrize("content", ["nothing", "folder", "cut", "pickle", "text", "no norms"])
+def test_what_cannot_be_read_is_2_and_one_line(content, checkpoint, tmp_path, capsys):
+    path = tmp_path / "checkpoint"
+    if content == "folder":
+        path.mkdir()
+    elif content == "cut":
+        path.write_bytes(checkpoint.read_bytes()[:-5])
+    elif content == "pickle":
+        path.write_bytes(pickle.dumps({"params": 1}))
+    elif content == "text":
+        path.write_text("step,loss\n1,0.5\n")
+    elif content == "no norms":
+        save_safetensors({"params": {"dense": {"kernel": np.ones(2)}}}, path)
+    code, out, err = run(capsys, path)
+    assert code == 2 and not out
+    assert err.startswith(f"bnjax: {path}: ") and err.count("\n") == 1
+
+
+def test_illegal_options_are_one_line(checkpoint, capsys):
+    code, _, err = run(capsys, checkpoint, "--decay", "1.5")
+    assert code == 2 and "decay" in err and err.count("\n") == 1
+    code, _, err = run(capsys, checkpoint, "--figure", checkpoint.parent / "no" / "a.png")
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_a_missing_library_is_one_line(checkpoint, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    code, _, err = run(capsys, checkpoint)
+    assert code == 2 and "pip install 'bnjax[interop]'" in err and err.count("\n") == 1
+
+
+def test_the_module_runs_and_alone_it_prints_help(checkpoint):
+    def python(*argv):
+        command = [sys.executable, "-m", "bnjax", *argv]
+        env = os.environ | {"COLUMNS": "80"}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+    alone = python()
+    assert alone.returncode == 0 and "inspect" in alone.stdout and not alone.stderr
+    damaged = checkpoint.with_name("damaged")
+    damaged.write_bytes(checkpoint.read_bytes()[:100])
+    result = python("inspect", str(damaged))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
