@@ -65,7 +65,7 @@ class List:
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw the figure of a finished run again, from its logged numbers."""
+    """Judge a finished run and draw its figure again, from its logged numbers."""
 
     folder: Annotated[Positional[Path], arg(metavar="DIR")]
     """Folder of the result."""

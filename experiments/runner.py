@@ -64,7 +64,7 @@ def figure_name(experiment: Experiment) -> str:
 
 
 def redraw(folder: Path) -> None:
-    """Draws the figure of a finished run again."""
+    """Judges a finished run and draws its figure again, from the logged numbers."""
     config = results.read_json(folder / results.CONFIG)
     try:
         experiment = registry.find(config["experiment"])
@@ -72,8 +72,12 @@ def redraw(folder: Path) -> None:
     except (KeyError, TypeError):
         raise UserError(f"{folder / results.CONFIG}: not the settings of a result") from None
     path = folder / figure_name(experiment)
+    seconds = results.read_json(folder / results.SUMMARY)["seconds"]
+    claims = _write_summary(experiment, settings, folder, seconds)
     _draw(experiment, settings, folder, path)
-    make_console().print(f"drawn: {path}", markup=False)
+    console = make_console()
+    _print_claims(claims, console)
+    console.print(f"drawn: {path}", markup=False)
 
 
 def choose_settings(experiment: Experiment, options: Run) -> Settings:

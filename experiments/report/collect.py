@@ -71,7 +71,8 @@ def collect(folders: Iterable[Path]) -> list[Result]:
             f"no finished result in {names}; `python -m experiments run all` makes them"
         )
     order = [experiment.name for experiment in EXPERIMENTS]
-    return sorted(read, key=lambda result: order.index(result.experiment.name))
+    quick_first = [(order.index(r.experiment.name), r.config["preset"] != "quick") for r in read]
+    return [read[i] for i in sorted(range(len(read)), key=quick_first.__getitem__)]
 
 
 def _read(folder: Path) -> Result | None:

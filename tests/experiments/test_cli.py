@@ -23,8 +23,11 @@ def everything(folder: Path) -> set[Path]:
 
 
 USER_ERRORS = {
-    "no command": ([], "{run, list, plot, benchmark, train}"),
-    "unknown command": (["frob"], "Available subcommands: run, list, plot, benchmark, train"),
+    "no command": ([], "{run, list, plot, report, benchmark, train}"),
+    "unknown command": (
+        ["frob"],
+        "Available subcommands: run, list, plot, report, benchmark, train",
+    ),
     "no experiment": (["run"], "NAME"),
     "unknown experiment": (["run", "nope"], "'nope'; choose one of: convergence"),
     "unknown preset": ([*TWO_STEPS, "--preset", "big"], "'big' is not one of quick, paper"),
@@ -183,9 +186,13 @@ def test_a_stopped_run_goes_on_where_it_was(finished, other, tmp_path, monkeypat
 def test_plot_draws_the_same_picture_again(finished):
     shutil.copytree(finished[0], "result")
     Path("result/convergence.png").unlink()
+    summary = Path("result/summary.json")
+    judged = summary.read_text()
+    summary.write_text(judged.replace("holds", "perhaps"))
     assert main(["plot", "result"]) == 0
     drawn = Path("result/convergence.png").read_bytes()
     assert drawn == (finished[0] / "convergence.png").read_bytes()
+    assert summary.read_text() == judged
 
 
 @pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
