@@ -5,13 +5,14 @@ Those already tested where they belong are listed at the end with the test that 
 
 import importlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bnjax
-from bnjax import linen, testing
+from bnjax import interop, linen, surgery, testing
 
 
 def normalise(x, **options):
@@ -194,6 +195,73 @@ def test_jax_21855_gradients_under_shard_map_are_summed_once(checked):
 
     for mapped, plain in zip(grads(sharded), grads(layer), strict=True):
         assert testing.relative_error(mapped, plain) < 1e-6
+
+
+# --- Files and models -----------------------------------------------------------------------------
+
+
+def a_torch_state_dict():
+    """Of a convolution and a batch norm; all arrays of one layer have shapes of their own kind."""
+    rng = np.random.default_rng(13)
+    names = ("weight", "bias", "running_mean")
+    norm = {f"stem.bn.{name}": rng.normal(size=4).astype(np.float32) for name in names}
+    norm["stem.bn.running_var"] = rng.uniform(0.5, 2, 4).astype(np.float32)
+    norm["stem.bn.num_batches_tracked"] = np.array(100)
+    return {"stem.conv.weight": rng.normal(size=(4, 3, 2, 2)).astype(np.float32)} | norm
+
+
+class Stem(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (2, 2), padding="VALID", use_bias=False)(x)
+        return linen.BatchNorm(use_running_average=True)(x)
+
+
+STEM = [(r"^stem\.conv$", "Conv_0"), (r"^stem\.bn$", "BatchNorm_0")]
+
+
+def test_flaxmodels_15_a_plain_layer_takes_pretrained_statistics():
+    # There it took a layer of its own, whose initialisers return what the checkpoint holds.
+    source = a_torch_state_dict()
+    x = np.random.default_rng(14).normal(size=(2, 3, 5, 5)).astype(np.float32)
+    images = x.transpose(0, 2, 3, 1)
+    variables = interop.from_torch(
+        source, jax.eval_shape(Stem().init, jax.random.key(0), images), STEM
+    )
+    patches = np.lib.stride_tricks.sliding_window_view(x.astype(np.float64), (2, 2), (2, 3))
+    conv = np.einsum("nchwij,ocij->nhwo", patches, source["stem.conv.weight"])
+    scale, bias, mean, var = (
+        source[f"stem.bn.{name}"] for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    want = (conv - mean) / np.sqrt(var + 1e-5) * scale + bias
+    assert testing.relative_error(Stem().apply(variables, images), want) < 1e-5
+
+
+@pytest.mark.parametrize("rename", [[], STEM[:1], [(r"^stem\.", "")]])
+def test_transformers_21581_statistics_that_find_no_place_are_an_error(rename):
+    # There running_mean and running_var were dropped with a warning, and evaluation used 0 and 1.
+    variables = jax.eval_shape(Stem().init, jax.random.key(0), np.ones((1, 5, 5, 3), np.float32))
+    with pytest.raises(ValueError) as error:
+        interop.from_torch(a_torch_state_dict(), variables, rename)
+    for text in ("stem.bn.running_var (no batch_stats", "batch_stats/BatchNorm_0/var"):
+        assert text in str(error.value)
+
+
+@pytest.mark.parametrize("fold", [surgery.fold_into_previous, surgery.fold_into_next])
+def test_detectron2_pr3160_a_variance_below_epsilon_folds_without_nan(fold):
+    # There epsilon was subtracted from the variance, for a layer that adds it again.
+    rng, epsilon = np.random.default_rng(15), 1e-3
+    var = np.array([0, 1e-12, 1e-4, 1.0], np.float32)
+    stats = bnjax.BatchStats(rng.normal(size=4).astype(np.float32), var, 1)
+    x, kernel = rng.normal(size=(5, 4)), rng.normal(size=(4, 4)).astype(np.float32)
+    new, bias = fold(kernel, None, None, None, stats, epsilon=epsilon)
+
+    def norm(x):
+        return (x - stats.mean.astype(np.float64)) / np.sqrt(var.astype(np.float64) + epsilon)
+
+    want = norm(x @ kernel) if fold is surgery.fold_into_previous else norm(x) @ kernel
+    got = x @ np.asarray(new, np.float64) + np.asarray(bias, np.float64)
+    assert testing.relative_error(got, want) < 1e-6
 
 
 COVERED_ELSEWHERE = {

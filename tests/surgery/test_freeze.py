@@ -155,7 +155,7 @@ def test_checkpoints_hold_the_arrays_and_not_the_switches(tmp_path):
     save.save(tmp_path / "orbax", frozen)
     save.wait_until_finished()
     for bare in (serialization.msgpack_restore(data), save.restore(tmp_path / "orbax")):
-        y, new = Linen().apply(bare, X, mutable=["batch_stats"])  # trains, as if never frozen
+        _, new = Linen().apply(bare, X, mutable=["batch_stats"])  # trains, as if never frozen
         assert moved(new["batch_stats"]["norm0"], variables["batch_stats"]["norm0"])
         np.testing.assert_array_equal(
             Linen().apply(freeze(bare), X, mutable=["batch_stats"])[0],
