@@ -59,7 +59,7 @@ def begin_update(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
     mean = jnp.asarray(mean)
     count = batch_stats.get("count", np.zeros(mean.shape, np.int32))
     pending = core.begin_update(BatchStats(mean, var, count))
-    each = jnp.zeros(mean.shape, pending.moments.count.dtype)
+    each = jnp.zeros(mean.shape, pending.moments.m2.dtype)
     return {"pending": pending._replace(moments=pending.moments._replace(count=each))}
 
 

@@ -6,7 +6,7 @@ by seed, and the mean difference has a t-interval of n - 1 degrees of freedom::
     d_s = better for the claim if positive,     mean(d) +- t(0.975, n - 1) std(d) / sqrt(n)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +57,38 @@ def verdict(interval: Interval) -> str:
     if interval.low > 0:
         return HOLDS
     return IN_PART if interval.mean > 0 else FAILS
+
+
+def verdict_same(interval: Interval, margin: float) -> str:
+    """HOLDS if the whole interval is within +-`margin`, IN_PART if only the mean is, else FAILS.
+
+    For a claim that two things do equally well: a difference that matters has to be named first.
+    """
+    if max(abs(interval.low), abs(interval.high)) < margin:
+        return HOLDS
+    return IN_PART if abs(interval.mean) < margin else FAILS
+
+
+def overall(verdicts: Iterable[str]) -> str:
+    """HOLDS if all do, FAILS if all do, else IN_PART."""
+    distinct = set(verdicts)
+    return distinct.pop() if len(distinct) == 1 else IN_PART
+
+
+def provided(outcome: str, *conditions: Interval) -> str:
+    """`outcome`, but in part at most unless every one of `conditions` is above 0 as well."""
+    met = all(verdict(condition) == HOLDS for condition in conditions)
+    return IN_PART if outcome == HOLDS and not met else outcome
+
+
+def as_factor(logs: Interval) -> Interval:
+    """The interval of a mean log ratio as that of the ratio."""
+    return Interval(*(float(np.exp(value)) for value in logs))
+
+
+def as_percent(shares: Interval) -> Interval:
+    """The interval of a share in percent, or of a difference of shares in points."""
+    return Interval(*(100 * value for value in shares))
 
 
 def with_interval(interval: Interval, form: str) -> str:

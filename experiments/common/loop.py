@@ -6,6 +6,7 @@ together under `vmap`, so the host is asked once per evaluation and never per st
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -39,8 +40,19 @@ def shuffled(key: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def one_by_one(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Like `jax.vmap`, one seed after the other."""
-    return lambda *args: jax.lax.map(lambda each: run(*each), args)
+    """Like `jax.vmap`, one seed after the other, and training one program a step.
+
+    For convolutions: XLA does not bring those of the backward pass into the form that its CPU
+    kernels need where they are inside of a `lax.scan`, and a step of a small ResNet takes 20 times
+    as long there.
+    """
+
+    def runs(*args: Any) -> Any:
+        seeds = range(len(jax.tree.leaves(args)[0]))
+        results = [run(*jax.tree.map(itemgetter(seed), args)) for seed in seeds]
+        return jax.tree.map(lambda *each: jnp.stack(each), *results)
+
+    return runs
 
 
 def init_state(
@@ -102,6 +114,9 @@ def train_chunk(
         return (state, order), metrics["loss"]
 
     steps = first_step + jnp.arange(num_steps)
+    if num_steps == 1:  # no loop, not even an unrolled one: see `one_by_one`
+        (state, order), loss = body((state, order), steps[0])
+        return state, order, loss
     (state, order), losses = jax.lax.scan(body, (state, order), steps)
     return state, order, losses.mean()
 
@@ -133,7 +148,7 @@ def train_seeds(
       num_seeds, num_steps, batch_size, eval_every: whole numbers.
       prepare: changes the states before the first step; their arrays have the seeds on axis 0.
       shuffle: `(key, labels) -> order` of an epoch, (n,).
-      across_seeds: `jax.vmap`, or `one_by_one` where a network is large enough to fill the machine.
+      across_seeds: `jax.vmap`, or `one_by_one` for networks with convolutions.
 
     Yields:
       An evaluation before the first step, after every `eval_every` steps, and after the last. It
@@ -169,17 +184,49 @@ def train_seeds(
 _loss_fn = cache(make_loss_fn)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "num_steps", "batch_size", "shuffle", "across_seeds"))
+_SIZES = ("loss_fn", "num_steps", "batch_size", "shuffle")
+
+
 def _train_seeds_chunk(states, orders, keys, train, first_step, across_seeds, **static):
+    if across_seeds is one_by_one:
+        options = {"train": train, "first_step": first_step, **static}
+        return one_by_one(partial(_train_step_by_step, **options))(states, orders, keys)
+    return _train_together(states, orders, keys, train, first_step, across_seeds, **static)
+
+
+@partial(jax.jit, static_argnames=(*_SIZES, "across_seeds"))
+def _train_together(states, orders, keys, train, first_step, across_seeds, **static):
     def chunk(state, order, key):
         return train_chunk(state, order, key, train, first_step, **static)
 
     return across_seeds(chunk)(states, orders, keys)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+def _train_step_by_step(state, order, key, *, train, first_step, num_steps, **static):
+    losses = []
+    for step in range(first_step, first_step + num_steps):
+        state, order, loss = _train_chunk(state, order, key, train, step, num_steps=1, **static)
+        losses.append(loss)
+    return state, order, jnp.stack(losses).mean()
+
+
+_train_chunk = jax.jit(train_chunk, static_argnames=_SIZES)
+
+
 def _evaluate_seeds(evaluate, model, across_seeds, states, test):
+    if across_seeds is one_by_one:
+        return one_by_one(lambda state: _evaluate(evaluate, model, state, test))(states)
+    return _evaluate_together(evaluate, model, across_seeds, states, test)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _evaluate_together(evaluate, model, across_seeds, states, test):
     return across_seeds(lambda state: evaluate(state, test, model=model))(states)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(evaluate, model, state, test):
+    return evaluate(state, test, model=model)
 
 
 def _on_device(images: np.ndarray, labels: np.ndarray) -> Batch:

@@ -66,6 +66,23 @@ class MLP(nn.Module):
         return dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
+class OfPixels(nn.Module):
+    """A network of images that takes rows of pixels, as data sets hold them.
+
+    Attributes:
+      network: maps images (batch, height, width, channels).
+      shape: (height, width, channels) of an image.
+    """
+
+    network: nn.Module
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps rows (batch, pixels) to what `network` makes of the images."""
+        return self.network(x.reshape(-1, *self.shape), train=train)
+
+
 class ConvNet(nn.Module):
     """3x3 convolutions, each with a norm, a ReLU and 2x2 max pooling, and a linear layer.
 

@@ -11,10 +11,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common.settings import Settings
+
 # Okabe and Ito's colours, told apart under the common kinds of colour blindness.
 ORANGE, BLUE, GREY = "#D55E00", "#0072B2", "#5A5A5A"
 GREEN, YELLOW, SKY, PINK = "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 WIDTH_INCHES, DPI = 8.5, 200  # 8.5 in shown 850 pixels wide: 10 points are 14 pixels
+DATA = {  # as a figure names them
+    "digits": "scikit-learn digits",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10 subset (JPEG copy)",
+}
 STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.titlesize": 10.0,
@@ -35,6 +42,12 @@ def style():
     return mpl.rc_context(STYLE)
 
 
+def data_and_seeds(settings: Settings) -> str:
+    """What a figure of bands shows, such as "MNIST, mean and range of 5 seeds"."""
+    seeds = "one seed" if settings.seeds == 1 else f"mean and range of {settings.seeds} seeds"
+    return f"{DATA[settings.data]}, {seeds}"
+
+
 def draw_band(
     ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str, linestyle: str = "-"
 ) -> None:
@@ -47,6 +60,13 @@ def draw_band(
     """
     ax.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
     ax.plot(steps, values.mean(0), color=color, label=label, linestyle=linestyle, linewidth=1.8)
+
+
+def draw_dots(ax: Axes, place: float, values: np.ndarray, color: str) -> None:
+    """A dot for each of `values` (seeds,), side by side about x = `place`, and a line: the mean."""
+    beside = place + np.linspace(-0.2, 0.2, len(values))
+    ax.plot(beside, values, "o", color=color, alpha=0.6, markersize=5)
+    ax.hlines(values.mean(), place - 0.35, place + 0.35, color=color, linewidth=2)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,6 +1,6 @@
 """A small residual network for images of CIFAR's size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,16 +18,17 @@ class Block(nn.Module):
     norm: Norm | None
     dtype: Any
     momentum: float
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = True) -> jax.Array:
         """Maps (batch, height, width, channels) to `features` channels, `stride` times smaller."""
         y = _conv(self, self.features, self.stride)(x)
-        y = nn.relu(_norm(self, y, train))
+        y = self.activation(_norm(self, y, train))
         y = _norm(self, _conv(self, self.features)(y), train)
         if x.shape != y.shape:
             x = nn.Conv(self.features, (1, 1), self.stride, use_bias=False, dtype=self.dtype)(x)
-        return nn.relu(x + y)
+        return self.activation(x + y)
 
 
 class ResNet(nn.Module):
@@ -40,6 +41,7 @@ class ResNet(nn.Module):
       blocks: number of blocks of each stage.
       num_classes: number of outputs.
       momentum: weight of the old value in the running averages of the norm.
+      activation: elementwise function.
     """
 
     norm: Norm | None
@@ -48,15 +50,17 @@ class ResNet(nn.Module):
     blocks: int = 2
     num_classes: int = 10
     momentum: float = 0.9
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = True) -> jax.Array:
         """Maps images (batch, height, width, channels) to logits (batch, classes), float32."""
-        x = nn.relu(_norm(self, _conv(self, self.widths[0])(x), train))
+        x = self.activation(_norm(self, _conv(self, self.widths[0])(x), train))
         for stage, width in enumerate(self.widths):
             for block in range(self.blocks):
                 stride = 2 if stage and not block else 1
-                x = Block(width, stride, self.norm, self.dtype, self.momentum)(x, train=train)
+                options = (self.norm, self.dtype, self.momentum, self.activation)
+                x = Block(width, stride, *options)(x, train=train)
         x = nn.Dense(self.num_classes, dtype=self.dtype)(x.mean((1, 2)))
         return x.astype(jnp.float32)
 

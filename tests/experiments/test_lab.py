@@ -10,9 +10,11 @@ from experiments.common.claims import FAILS, HOLDS, IN_PART
 from experiments.registry import EXPERIMENTS
 
 NAMES = [experiment.name for experiment in EXPERIMENTS]
+# Those that compile little. `.ci/run` runs all, with `run all --steps 2`.
+QUICK = ["convergence", "feature_scaling", "inference"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_two_steps_judge_and_draw(name):
     command = ["run", name, "--steps", "2", "--eval-every", "1", "--seeds", "2", "--out", "result"]
     assert main(command) == 0

@@ -14,14 +14,13 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from experiments.common.plots import BLUE, GREY, ORANGE, WIDTH_INCHES, draw_band
+from experiments.common.histories import final_mean, mean_steps, steps_to_target
+from experiments.common.plots import BLUE, GREY, ORANGE, WIDTH_INCHES, data_and_seeds, draw_band
 from experiments.common.records import Record, series
 from experiments.lab.convergence.settings import NETWORKS, NORMALISED, PLAIN, ConvergenceSettings
-from experiments.lab.convergence.verdict import final_mean, mean_steps, steps_to_target
 
 COLORS = {PLAIN: ORANGE, NORMALISED: BLUE}
 STYLES = {PLAIN: "--", NORMALISED: "-"}
-DATA = {"digits": "scikit-learn digits", "mnist": "MNIST"}
 ACCURACY_TICKS = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
 STEP_FORMAT = "{x:,.0f}"
 SHOWN_SEED = 0  # percentiles of one network, as in the paper: a unit has no sign to average over
@@ -59,8 +58,7 @@ def draw_accuracy(ax: Axes, records: Sequence[Record], settings: ConvergenceSett
     rate = f"learning rate {settings.learning_rate:g}, mini-batch {settings.batch_size}"
     ax.set_xlabel(f"training step, log scale ({rate})")
     ax.legend(loc="upper left", facecolor="white", edgecolor="none", framealpha=1)
-    seeds = "one seed" if settings.seeds == 1 else f"mean and range of {settings.seeds} seeds"
-    _title(ax, "a", f"three layers of 100 sigmoids on {DATA[settings.data]}: {seeds}")
+    _title(ax, "a", f"three layers of 100 sigmoids: {data_and_seeds(settings)}")
 
 
 def _stretch_axes(ax: Axes, settings: ConvergenceSettings) -> None:

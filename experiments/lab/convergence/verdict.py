@@ -21,10 +21,12 @@ from experiments.common.claims import (
     VERDICT_RULE,
     Claim,
     Interval,
+    as_percent,
     paired_interval,
     verdict,
     with_interval,
 )
+from experiments.common.histories import count_steps, final_mean, log_speed_up, steps_to_target
 from experiments.common.records import Record, series
 from experiments.lab.convergence.settings import NORMALISED, PLAIN, ConvergenceSettings
 
@@ -41,40 +43,18 @@ def judge(records: Sequence[Record], settings: ConvergenceSettings) -> list[Clai
     ]
 
 
-def steps_to_target(steps: np.ndarray, accuracy: np.ndarray, target: float) -> np.ndarray:
-    """The first step with at least the `target` accuracy, inf if there is none, (seeds,).
-
-    Args:
-      steps: (evaluations,).
-      accuracy: (seeds, evaluations); NaN counts as below the target.
-    """
-    reached = accuracy >= target
-    return np.where(reached.any(1), steps[reached.argmax(1)], np.inf)
-
-
-def final_mean(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean of values (seeds, evaluations) over the last tenth of training, (seeds,)."""
-    return values[:, steps >= 0.9 * steps[-1]].mean(1)
-
-
-def mean_steps(steps: np.ndarray) -> float:
-    """Geometric mean of steps (seeds,), for which ratios are what counts."""
-    return float(np.exp(np.log(steps).mean()))
-
-
 def judge_speed(records: Sequence[Record], target: float) -> Claim:
     """Whether batch norm reaches the target accuracy in fewer steps."""
     steps, plain = series(records, PLAIN, "test_accuracy")
     _, normalised = series(records, NORMALISED, "test_accuracy")
     plain, normalised = (steps_to_target(steps, a, target) for a in (plain, normalised))
-    # Never reached counts as reached at the end. Where that is the plain network, the ratio is
-    # too small; where it is the other one, the ratio is at most 1 either way.
     last = float(steps[-1])
-    logs = np.log(np.minimum(plain, last) / np.minimum(normalised, last))
+    logs = log_speed_up(plain, normalised, last)
     interval = paired_interval(logs)
     factor = Interval(*(float(np.exp(value)) for value in interval))
     found = (
-        f"steps to {target:.0%}: {_steps(normalised, last)} with, {_steps(plain, last)} without; "
+        f"steps to {target:.0%}: {count_steps(normalised, last)} with, "
+        f"{count_steps(plain, last)} without; "
         f"{with_interval(factor, '#.3g')} times fewer"
     )
     return Claim(
@@ -100,7 +80,7 @@ def judge_accuracy(records: Sequence[Record]) -> Claim:
     interval = paired_interval(normalised - plain)
     found = (
         f"{normalised.mean():.2%} with, {plain.mean():.2%} without; "
-        f"{with_interval(Interval(*(100 * v for v in interval)), '+.2f')} points"
+        f"{with_interval(as_percent(interval), '+.2f')} points"
     )
     return Claim(
         claim="ends at a higher test accuracy",
@@ -153,12 +133,3 @@ def _drift(records: Sequence[Record], network: str, relative: bool) -> np.ndarra
     spread = (settled[-1] - settled[0]).mean(-1)
     with np.errstate(invalid="ignore", divide="ignore"):  # a network that diverged has no spread
         return drift / spread if relative else drift
-
-
-def _steps(steps: np.ndarray, last: float) -> str:
-    """The geometric mean, and how often the target was never reached."""
-    mean = mean_steps(np.minimum(steps, last))
-    missed = int(np.isinf(steps).sum())
-    if missed:
-        return f"over {mean:,.0f} (never in {missed} of {len(steps)} seeds)"
-    return f"{mean:,.0f}"

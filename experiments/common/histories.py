@@ -1,0 +1,42 @@
+"""What a history of one metric, as `experiments.common.records.series` gives it, comes down to."""
+
+import numpy as np
+
+
+def steps_to_target(steps: np.ndarray, accuracy: np.ndarray, target: float) -> np.ndarray:
+    """The first step with at least the `target` accuracy, inf if there is none, (seeds,).
+
+    Args:
+      steps: (evaluations,).
+      accuracy: (seeds, evaluations); NaN counts as below the target.
+    """
+    reached = accuracy >= target
+    return np.where(reached.any(1), steps[reached.argmax(1)], np.inf)
+
+
+def final_mean(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mean of values (seeds, evaluations) over the last tenth of training, (seeds,)."""
+    return values[:, steps >= 0.9 * steps[-1]].mean(1)
+
+
+def mean_steps(steps: np.ndarray) -> float:
+    """Geometric mean of steps (seeds,), for which ratios are what counts."""
+    return float(np.exp(np.log(steps).mean()))
+
+
+def log_speed_up(slow: np.ndarray, fast: np.ndarray, last: float) -> np.ndarray:
+    """Logarithm of the ratio of steps to a target, `slow` over `fast`, (seeds,).
+
+    Never reached (inf) counts as reached at the `last` step. Where that is `slow`, the ratio is
+    too small; where it is `fast`, it is at most 1 either way.
+    """
+    return np.log(np.minimum(slow, last) / np.minimum(fast, last))
+
+
+def count_steps(steps: np.ndarray, last: float) -> str:
+    """The geometric mean, and how often the target was never reached."""
+    mean = mean_steps(np.minimum(steps, last))
+    missed = int(np.isinf(steps).sum())
+    if missed:
+        return f"over {mean:,.0f} (never in {missed} of {len(steps)} seeds)"
+    return f"{mean:,.0f}"

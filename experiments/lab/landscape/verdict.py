@@ -1,0 +1,230 @@
+"""Judges the claims from what was logged.
+
+Every number is one a seed, the mean over the evaluations after the first step of
+
+    log(without / with)     for the range of the loss, the largest change of the gradient, and beta
+    log(with / without)     for the change of a layer's gradient that is the covariate shift
+    without - with          for its cosine
+
+or, for speed, the log ratio of steps to the target accuracy. A ratio of NaN, from a network that
+diverged, supports nothing.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from experiments.common.claims import (
+    VERDICT_RULE,
+    Claim,
+    Interval,
+    paired_interval,
+    verdict,
+    verdict_same,
+    with_interval,
+)
+from experiments.common.histories import mean_steps, steps_to_target
+from experiments.common.records import Record, series
+from experiments.lab.landscape.settings import (
+    L1,
+    LINF,
+    NOISY,
+    NORMALISED,
+    PLAIN,
+    LandscapeSettings,
+)
+
+SAME = 1.5  # a factor of steps that is the same speed here
+Measured = Callable[[Sequence[Record], str], np.ndarray]  # of one network, (seeds, evaluations)
+
+
+def judge(records: Sequence[Record], settings: LandscapeSettings) -> list[Claim]:
+    """The rows of the closing table."""
+    target = settings.target_accuracy
+    figure_4 = "Fig. 4: a band that is narrow and low with batch norm, wide and high without"
+    beta = "Fig. 4c: effective beta-smoothness is lower"
+    return [
+        _smaller("the loss varies less along the gradient", figure_4, records, loss_range),
+        _smaller("the gradient changes less along itself", figure_4, records, change),
+        _smaller("the loss is smoother", beta, records, smoothness),
+        judge_shift(records),
+        judge_cosine(records),
+        _faster("batch norm with noise after it still trains faster", records, NOISY, target),
+        judge_noise(records, target),
+        *(
+            claim
+            for network in (L1, LINF)
+            for claim in (
+                _faster(f"the {network} trains faster too", records, network, target),
+                _smaller(
+                    f"with the {network} the loss is smoother too",
+                    "section 3.3: other norms smooth the loss as well",
+                    records,
+                    smoothness,
+                    network,
+                ),
+            )
+        ),
+    ]
+
+
+def loss_range(records: Sequence[Record], network: str) -> np.ndarray:
+    """Largest minus smallest loss along the gradient."""
+    low, high = (_history(records, network, f"loss_{end}") for end in ("low", "high"))
+    return high - low
+
+
+def change(records: Sequence[Record], network: str) -> np.ndarray:
+    """The largest change of the gradient."""
+    return _history(records, network, "change_high")
+
+
+def smoothness(records: Sequence[Record], network: str) -> np.ndarray:
+    """The effective beta."""
+    return _history(records, network, "beta")
+
+
+def shift(records: Sequence[Record], network: str) -> np.ndarray:
+    """The change of a layer's gradient by the step of the layers before."""
+    return _history(records, network, "shift")
+
+
+def log_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mean over evaluations of log(a / b), (seeds,)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (np.log(a) - np.log(b)).mean(1)
+
+
+def judge_shift(records: Sequence[Record]) -> Claim:
+    """Whether batch norm leaves as much covariate shift as there is without it, or more."""
+    plain, normalised = shift(records, PLAIN), shift(records, NORMALISED)
+    return _factor(
+        "batch norm does not reduce the covariate shift",
+        "Fig. 2: |G - G'| similar or larger with batch norm",
+        "|G - G'|: {b:.2g} with, {a:.2g} without; {factor} times as large",
+        log_ratio(normalised, plain),
+        (plain, normalised),
+        "log ratio of |G - G'| with / without",
+    )
+
+
+def judge_cosine(records: Sequence[Record]) -> Claim:
+    """The same by the angle between the two gradients, which does not hang on their size."""
+    plain, normalised = (_history(records, n, "shift_cosine") for n in (PLAIN, NORMALISED))
+    interval = paired_interval(plain.mean(1) - normalised.mean(1))
+    return Claim(
+        claim="batch norm does not turn the gradients less",
+        paper="Fig. 2: cos(G, G') similar or smaller, at times negative, with batch norm",
+        found=f"cos(G, G'): {normalised.mean():.2f} with, {plain.mean():.2f} without; "
+        f"{with_interval(interval, '+.2f')} smaller",
+        verdict=verdict(interval),
+        test=f"cos(G, G') without - with. {VERDICT_RULE}",
+        numbers=_numbers(interval),
+    )
+
+
+def judge_noise(records: Sequence[Record], target: float) -> Claim:
+    """Whether noise after batch norm slows training down; never there is slower than known."""
+    last, (normalised, noisy) = _steps(records, (NORMALISED, NOISY), target)
+    both = np.isfinite(normalised) & np.isfinite(noisy)
+    logs = np.log(np.where(both, noisy, np.nan)) - np.log(np.where(both, normalised, 1.0))
+    interval = paired_interval(logs)
+    return Claim(
+        claim="noise does not slow batch norm down",
+        paper="Fig. 2: training with noise is almost indistinguishable",
+        found=f"steps to {target:.0%}: {_told(noisy, last)} with noise, "
+        f"{_told(normalised, last)} without noise; {with_interval(_exp(interval), '#.3g')} times",
+        verdict=verdict_same(interval, float(np.log(SAME))),
+        test=f"ratio of steps to {target:.0%} test accuracy. holds: its 95 % t-interval over seeds "
+        f"lies within a factor of {SAME:g}; in part: only the mean does; does not hold here: "
+        "neither, or a seed that never gets there",
+        numbers=_numbers(_exp(interval)),
+    )
+
+
+def _smaller(
+    claim: str,
+    paper: str,
+    records: Sequence[Record],
+    measured: Measured,
+    network: str = NORMALISED,
+) -> Claim:
+    """What is `measured` is smaller in `network` than without batch norm."""
+    plain, other = measured(records, PLAIN), measured(records, network)
+    found = "{b:.2g} " + _with(network) + ", {a:.2g} without; {factor} times smaller"
+    test = "log ratio without / with, mean over training"
+    return _factor(claim, paper, found, log_ratio(plain, other), (plain, other), test)
+
+
+def _faster(claim: str, records: Sequence[Record], network: str, target: float) -> Claim:
+    """`network` takes fewer steps to the target than the one without batch norm."""
+    last, (plain, other) = _steps(records, (PLAIN, network), target)
+    # Never reached counts as reached at the end: too early for the network without batch norm,
+    # and where it is the other one the ratio is at most 1 either way.
+    logs = np.log(np.minimum(plain, last) / np.minimum(other, last))
+    interval = paired_interval(logs)
+    return Claim(
+        claim=claim,
+        paper="Fig. 2" if network == NOISY else "section 3.3: as good as batch norm, or better",
+        found=f"steps to {target:.0%}: {_told(other, last)} {_with(network)}, "
+        f"{_told(plain, last)} without; {with_interval(_exp(interval), '#.3g')} times fewer",
+        verdict=verdict(interval),
+        test=f"log ratio of steps to {target:.0%} test accuracy. {VERDICT_RULE}",
+        numbers=_numbers(_exp(interval)),
+    )
+
+
+def _factor(
+    claim: str,
+    paper: str,
+    found: str,
+    logs: np.ndarray,
+    measured: tuple[np.ndarray, np.ndarray],
+    test: str,
+) -> Claim:
+    """A claim on log ratios (seeds,); `found` tells the geometric means `a` and `b`."""
+    interval = paired_interval(logs)
+    factor = _exp(interval)
+    with np.errstate(divide="ignore"):
+        a, b = (float(np.exp(np.log(values).mean())) for values in measured)
+    return Claim(
+        claim=claim,
+        paper=paper,
+        found=found.format(a=a, b=b, factor=with_interval(factor, "#.3g")),
+        verdict=verdict(interval),
+        test=f"{test}. {VERDICT_RULE}",
+        numbers=_numbers(factor),
+    )
+
+
+def _history(records: Sequence[Record], network: str, name: str) -> np.ndarray:
+    """A metric (seeds, evaluations) after the first step."""
+    steps, values = series(records, network, name)
+    return values[:, steps > 0]
+
+
+def _steps(
+    records: Sequence[Record], networks: tuple[str, str], target: float
+) -> tuple[float, list[np.ndarray]]:
+    """The number of steps in all, and of each network those to the target, (seeds,)."""
+    histories = [series(records, network, "test_accuracy") for network in networks]
+    reached = [steps_to_target(steps, accuracy, target) for steps, accuracy in histories]
+    return float(histories[0][0][-1]), reached
+
+
+def _told(steps: np.ndarray, last: float) -> str:
+    """The geometric mean, and how often the target was never reached."""
+    mean, missed = mean_steps(np.minimum(steps, last)), int(np.isinf(steps).sum())
+    return f"over {mean:,.0f} (never in {missed} of {len(steps)})" if missed else f"{mean:,.0f}"
+
+
+def _with(network: str) -> str:
+    return network if network.startswith("with") else f"with the {network}"
+
+
+def _exp(interval: Interval) -> Interval:
+    return Interval(*(float(np.exp(value)) for value in interval))
+
+
+def _numbers(interval: Interval) -> dict[str, float | list[float]]:
+    return {"mean": interval.mean, "interval": [interval.low, interval.high]}

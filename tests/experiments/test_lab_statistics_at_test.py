@@ -1,0 +1,371 @@
+"""Inference, covariate shift, transfer and landscape: their formulas, and their verdicts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnjax.training import adapt
+from experiments.common.claims import FAILS, HOLDS, IN_PART, Interval, verdict_same
+from experiments.common.data import Dataset, Split
+from experiments.common.models import MLP
+from experiments.common.population import OverSeeds, evaluated, running_accuracy
+from experiments.lab import covariate_shift, inference, landscape, transfer
+from experiments.lab.landscape.explore import along_gradient, layers
+from experiments.lab.landscape.explore import covariate_shift as shift_of
+from experiments.lab.landscape.networks import NoisyBatchNorm, SpreadNorm, disturb
+from experiments.lab.landscape.settings import L1, LINF, NETWORKS, NOISY, NORMALISED, PLAIN
+
+SEEDS = 3
+JITTER = np.array([-0.002, 0.0, 0.002])  # of the seeds around a made-up value
+
+
+def records_of(network: str, step: int, value: float, name: str = "test_accuracy") -> list[dict]:
+    """A record a seed, close to `value`."""
+    return [
+        {"network": network, "seed": seed, "step": step, name: value * (1 + JITTER[seed])}
+        for seed in range(SEEDS)
+    ]
+
+
+def verdicts(experiment, records, seeds: int = SEEDS) -> list[str]:
+    records = [record for record in records if record["seed"] < seeds]
+    settings = experiment.PRESETS["quick"]
+    with np.errstate(all="raise"):
+        claims = experiment.judge(records, settings)
+    assert experiment.draw(records, settings).axes
+    return [claim.verdict for claim in claims]
+
+
+def diverged(records: list[dict]) -> list[dict]:
+    """The records with null in place of all that was measured, as read from a file."""
+    return [
+        {k: v if k in ("network", "seed", "step") else None for k, v in r.items()} for r in records
+    ]
+
+
+@pytest.mark.parametrize(
+    "interval, expected",
+    [
+        (Interval(0.0, -0.4, 0.4), HOLDS),
+        (Interval(-0.4, -0.6, -0.2), IN_PART),
+        (Interval(0.6, 0.4, 0.8), FAILS),
+        (Interval(-0.6, -0.8, -0.4), FAILS),
+        (Interval(0.1, float("nan"), float("nan")), IN_PART),
+        (Interval(float("nan"), float("nan"), float("nan")), FAILS),
+    ],
+)
+def test_the_same_within_a_margin(interval, expected):
+    assert verdict_same(interval, 0.5) == expected
+
+
+# Population statistics of several seeds at once
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """A model, and variables of three seeds."""
+    model = MLP(hidden=(8,), batch_norm=True, init_std=0.7)
+    variables = model.init(jax.random.key(0), jnp.zeros((2, 6)), train=False)
+    rng = np.random.default_rng(0)
+
+    def draw(collection: str, low: float):
+        return jax.tree.map(
+            lambda v: rng.uniform(low, 1.5, (SEEDS, *v.shape)).astype(v.dtype),
+            variables[collection],
+        )
+
+    # Weights of either sign, and positive variances.
+    return model, {"params": draw("params", -1.5), "batch_stats": draw("batch_stats", 0.5)}
+
+
+def test_all_seeds_at_once_give_what_each_alone_gives(networks):
+    model, variables = networks
+    images = np.random.default_rng(0).normal(size=(SEEDS, 23, 6)).astype(np.float32)
+    parts = [images[:, :5], images[:, 5:]]
+    over_seeds = OverSeeds(per_seed=True)
+    options = {"weight": 0.3, "call": evaluated}
+    together = adapt(model, variables, parts, transform=over_seeds, **options)
+    for seed in (0, 2):
+        own = jax.tree.map(lambda v, seed=seed: v[seed], variables)
+        alone = adapt(model, own, [part[seed] for part in parts], **options)
+        jax.tree.map(
+            lambda m, o, seed=seed: np.testing.assert_allclose(m[seed], o, atol=1e-6),
+            together["batch_stats"],
+            alone["batch_stats"],
+        )
+
+
+# inference
+
+
+def test_accuracy_by_batch_is_that_of_each_batch_by_itself(networks):
+    model, variables = networks
+    rng = np.random.default_rng(1)
+    split = Split(rng.normal(size=(11, 6)).astype(np.float32), rng.integers(0, 10, 11))
+    found = inference.batch_accuracy(model, variables, split, 4)
+    for seed in range(SEEDS):
+        own = jax.tree.map(lambda v, seed=seed: v[seed], variables)
+        logits = [
+            model.apply(own, split.images[i : i + 4], train=True, mutable=["batch_stats"])[0]
+            for i in (0, 4)
+        ]
+        expected = np.mean(np.concatenate(logits).argmax(-1) == split.labels[:8])
+        assert found[seed] == pytest.approx(expected)
+
+
+def test_batches_of_one_class():
+    split = Split(np.arange(50, dtype=np.float32)[:, None], np.arange(50) % 10)
+    chosen = inference.by_class(split, 2)  # 5 images a class: the last one fills no batch
+    pairs = chosen.labels.reshape(-1, 2)
+    assert len(chosen.labels) == 40 and np.all(pairs[:, 0] == pairs[:, 1])
+    np.testing.assert_array_equal(chosen.images[:, 0] % 10, chosen.labels)
+
+
+def inference_records(running, fresh, batch_of_2, batch_of_all, one_class, early=0.5) -> list[dict]:
+    records = []
+    for step, value in ((0, 0.1), (100, early), (1000, running)):
+        records += records_of(inference.RUNNING, step, value)
+        records += records_of(inference.BATCH, step, 0.9)
+    for step, value in ((0, 0.1), (100, 0.9), (1000, fresh)):
+        records += records_of(inference.RECALIBRATED, step, value)
+    for size, value in ((2, batch_of_2), (500, batch_of_all)):
+        records += records_of(inference.SHUFFLED, size, value)
+    return records + records_of(inference.ONE_CLASS, 2, one_class)
+
+
+def test_inference_holds_or_fails():
+    good = inference_records(0.98, 0.98, 0.5, 0.98, 0.1)
+    assert verdicts(inference, good) == [HOLDS] * 5
+    bad = inference_records(0.8, 0.9, 0.9, 0.98, 0.9, early=0.95)
+    assert verdicts(inference, bad) == [FAILS] * 5
+    assert verdicts(inference, good, seeds=1) == [IN_PART] * 5
+    assert verdicts(inference, diverged(good)) == [FAILS] * 5
+
+
+# covariate_shift
+
+
+def test_paint():
+    grey = Split(np.array([[0.0, 0.5, 1.0, 0.25]], np.float32), np.zeros(1, np.int32))
+    painted = covariate_shift.paint(grey, (2, 2, 1), (0, 0, 0.5), (1, 0.5, 0))
+    expected = [[0, 0, 0.5], [0.5, 0.25, 0.25], [1, 0.5, 0], [0.25, 0.125, 0.375]]
+    np.testing.assert_allclose(painted.images.reshape(4, 3), expected)
+    colours = Split(np.array([[0.1, 0.2, 0.3]], np.float32), np.zeros(1, np.int32))
+    inverted = covariate_shift.paint(colours, (1, 1, 3), *covariate_shift.PAINTS["inverted"])
+    np.testing.assert_allclose(inverted.images, [[0.9, 0.8, 0.7]], rtol=1e-6)
+
+
+def test_adapting_undoes_low_contrast_and_not_inversion(networks):
+    model, variables = networks
+    shape, rng = (1, 2, 3), np.random.default_rng(2)
+    images = rng.uniform(size=(200, 6)).astype(np.float32)
+    known = adapt(model, variables, [images], call=evaluated, transform=OverSeeds())
+    labels = model.apply(jax.tree.map(lambda v: v[0], known), images, train=False).argmax(1)
+    assert np.bincount(labels).max() < 150
+
+    def accuracy(name: str) -> float:
+        painted = covariate_shift.paint(
+            Split(images, labels), shape, *covariate_shift.PAINTS[name]
+        ).images
+        adapted = adapt(model, variables, [painted], call=evaluated, transform=OverSeeds())
+        return float(running_accuracy(model, adapted, painted, labels)[0])
+
+    assert accuracy("low contrast") > 0.97
+    assert accuracy("inverted") < 0.8
+
+
+def shift_records(old: float, few: float, every: float) -> list[dict]:
+    records = records_of("grey, as trained", 0, 0.98)
+    for shift in covariate_shift.SHIFTS:
+        records += records_of(f"{shift}, as trained", 0, old)
+        for number, value in ((4, 0.3), (64, few), (1024, every)):
+            records += records_of(f"{shift}, adapted", number, value)
+            records += records_of(f"{shift}, adapted, old weighted", number, value)
+    return records
+
+
+def test_covariate_shift_holds_or_fails():
+    good = shift_records(old=0.2, few=0.94, every=0.95)
+    assert verdicts(covariate_shift, good) == [HOLDS] * 6
+    assert verdicts(covariate_shift, shift_records(0.99, 0.5, 0.98)) == [FAILS] * 6
+    # Everything is regained, but not by 64 images.
+    late = verdicts(covariate_shift, shift_records(old=0.2, few=0.8, every=0.95))
+    assert late == [HOLDS] * 4 + [FAILS] * 2
+    assert verdicts(covariate_shift, good, seeds=1) == [IN_PART] * 6
+    assert verdicts(covariate_shift, diverged(good)) == [FAILS] * 6
+
+
+# transfer
+
+
+def test_the_other_half_of_the_classes():
+    images = np.arange(20, dtype=np.float32)[:, None]
+    split = Split(images, np.arange(20, dtype=np.int32) % 10)
+    new = transfer.half(Dataset("made up", split, split), 5).train
+    np.testing.assert_array_equal(new.labels, new.images[:, 0] % 10 - 5)
+    assert len(new.labels) == 10
+
+
+def test_examples_are_as_many_of_each_class_and_batches_go_through_them():
+    labels = np.arange(100) % 5
+    rows = transfer.draw_examples(labels, 3, seed=0)
+    np.testing.assert_array_equal(np.bincount(labels[rows]), [3] * 5)
+    assert set(rows) != set(transfer.draw_examples(labels, 3, seed=1))
+    batches = transfer.draw_batches(rows, 5, 6, seed=0)  # 30 of 15 rows: two epochs
+    assert batches.shape == (5, 6)
+    assert sorted(batches.ravel()[:15]) == sorted(batches.ravel()[15:]) == sorted(rows)
+
+
+def transfer_records(frozen: dict, adapted: dict, trained: dict, scratch: dict) -> list[dict]:
+    """Accuracies at 5 and 50 examples, and at mini-batches of 2."""
+    records = []
+    ways = zip(transfer.WAYS, (frozen, adapted, trained, scratch), strict=True)
+    for way, accuracy in ways:
+        records += records_of(f"{way}, by examples", 5, accuracy["few"])
+        records += records_of(f"{way}, by examples", 50, accuracy["many"])
+        records += records_of(f"{way}, by batch", 2, accuracy["small"])
+    return records
+
+
+def test_transfer_holds_or_fails():
+    best, good = {"few": 0.9, "many": 0.8, "small": 0.9}, {"few": 0.95, "many": 0.8, "small": 0.9}
+    poor = {"few": 0.5, "many": 0.95, "small": 0.5}
+    assert verdicts(transfer, transfer_records(best, good, poor, poor)) == [HOLDS] * 5
+    assert verdicts(transfer, transfer_records(poor, poor, best, best)) == [FAILS] * 5
+    records = transfer_records(best, good, poor, poor)
+    assert verdicts(transfer, records, seeds=1) == [IN_PART] * 5
+    assert verdicts(transfer, diverged(records)) == [FAILS] * 5
+
+
+# landscape
+
+
+def test_along_the_gradient_of_a_parabola():
+    curvature = jnp.array([1.0, 4.0])
+    loss_and_grad = jax.value_and_grad(lambda p: 0.5 * jnp.sum(curvature * p["w"] ** 2))
+    params = {"w": jnp.array([0.0, 1.0])}  # along the steep axis: gradient 4, beta 4
+    _, grads = loss_and_grad(params)
+    found = along_gradient(loss_and_grad, params, grads, jnp.array([0.1, 0.5]))
+    # w goes to 1 - 4 eta: 0.6 and -1; the loss is 2 w^2, the gradient changes by 16 eta.
+    expected = {
+        "loss_low": 0.72,
+        "loss_high": 2.0,
+        "change_low": 1.6,
+        "change_high": 8.0,
+        "beta": 4.0,
+    }
+    assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_covariate_shift_of_two_layers():
+    # L = (a b - 1)^2 / 2 of layers a, b: dL/db = a (a b - 1), before and after a has moved.
+    def loss(params):
+        return 0.5 * jnp.sum(params["Dense_0"]["kernel"] * params["Dense_1"]["kernel"] - 1) ** 2
+
+    params = {"Dense_0": {"kernel": jnp.array([[2.0]])}, "Dense_1": {"kernel": jnp.array([[3.0]])}}
+    loss_and_grad = jax.value_and_grad(loss)
+    found = shift_of(loss_and_grad, params, loss_and_grad(params)[1], 0.1)
+    before, moved = 2.0 * 5.0, 2.0 - 0.1 * (3.0 * 5.0)
+    after = moved * (moved * 3.0 - 1)
+    assert float(found["shift"]) == pytest.approx(abs(after - before))
+    assert float(found["shift_relative"]) == pytest.approx(abs(after - before) / before)
+    assert float(found["shift_cosine"]) == pytest.approx(np.sign(after * before))
+
+
+def test_layers_are_numbered_from_the_input():
+    paths = [
+        ("network", "Conv_0", "kernel"),
+        ("network", "Conv_1", "kernel"),
+        ("network", "NoisyBatchNorm_1", "BatchNorm_0", "scale"),
+        ("network", "Dense_0", "kernel"),
+    ]
+    assert list(layers(paths).values()) == [0, 1, 1, 2]
+
+
+def test_the_noise_has_another_mean_and_spread_in_each_channel_and_step():
+    y = np.random.default_rng(0).normal(size=(3000, 6)).astype(np.float32)
+    first, second = (np.asarray(disturb(jax.random.key(k), jnp.asarray(y))) for k in (0, 1))
+    for z in (first, second):
+        assert np.all(np.abs(z.mean(0)) < 0.55) and np.abs(z.mean(0)).max() > 0.1
+        assert np.all((z.std(0) > 0.95) & (z.std(0) < 1.3)) and z.std(0).max() > 1.05
+    assert np.abs(first.mean(0) - second.mean(0)).max() > 0.1
+
+
+def test_noise_is_of_training_only_and_new_at_every_step():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+    train, evaluate = (NoisyBatchNorm(use, momentum=0.9) for use in (False, True))
+    variables = train.init(jax.random.key(0), x)
+    once, updated = train.apply(variables, x, mutable=["batch_stats"])
+    again, _ = train.apply(variables, x, mutable=["batch_stats"])
+    later, _ = train.apply({**variables, **updated}, x, mutable=["batch_stats"])
+    np.testing.assert_array_equal(once, again)
+    assert np.abs(once - later).max() > 0.01
+    np.testing.assert_allclose(np.asarray(evaluate.apply(variables, x)), x, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spread", ["l1", "linf"])
+def test_spread_norm(spread):
+    x = np.random.default_rng(0).normal(2, 3, size=(16, 3)).astype(np.float32)
+    layer = SpreadNorm(spread, use_running_average=False, momentum=0.0)
+    variables = layer.init(jax.random.key(0), x)
+    y, updated = layer.apply(variables, x, mutable=["batch_stats"])
+    deviation = np.abs(x - x.mean(0, dtype=np.float64))
+    expected = (x - x.mean(0)) / (deviation.mean(0) if spread == "l1" else deviation.max(0))
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
+    running = SpreadNorm(spread, use_running_average=True, momentum=0.0)
+    later = np.asarray(running.apply({**variables, **updated}, x))
+    np.testing.assert_allclose(later, y, rtol=1e-5, atol=1e-6)
+
+
+SMOOTH = {"width": 0.1, "change": 1.0, "beta": 5.0, "shift": 2.0, "cosine": 0.2, "slow": 20}
+ROUGH = {"width": 3.0, "change": 9.0, "beta": 30.0, "shift": 1.0, "cosine": 0.9, "slow": 80}
+
+
+def landscape_records(**shapes: dict) -> list[dict]:
+    """Accuracy is `1 - exp(-step / slow)`."""
+    records = []
+    by_name = zip(NETWORKS, ("plain", "normalised", "noisy", "l1", "linf"), strict=True)
+    assert NETWORKS == (PLAIN, NORMALISED, NOISY, L1, LINF)
+    for network, short in by_name:
+        shape = shapes[short]
+        for step in range(0, 301, 10):
+            for seed in range(SEEDS):
+                factor = 1 + JITTER[seed]
+                change, width = shape["change"] * factor, shape["width"] * factor
+                records.append(
+                    {
+                        "network": network,
+                        "seed": seed,
+                        "step": step,
+                        "loss_low": 1.0,
+                        "loss_high": 1.0 + width,
+                        "change_low": change / 2,
+                        "change_high": change,
+                        "beta": shape["beta"] * factor,
+                        "shift": shape["shift"] * factor,
+                        "shift_cosine": shape["cosine"] * (2 - factor),
+                        "test_accuracy": 1 - np.exp(-step / (shape["slow"] * factor)),
+                    }
+                )
+    return records
+
+
+def test_landscape_holds_or_fails():
+    smooth = dict.fromkeys(("normalised", "noisy", "l1", "linf"), SMOOTH)
+    good = landscape_records(plain=ROUGH, **smooth)
+    assert verdicts(landscape, good) == [HOLDS] * 11
+    rough = {"normalised": ROUGH, "noisy": ROUGH | {"slow": 500}, "l1": ROUGH, "linf": ROUGH}
+    bad = landscape_records(plain=SMOOTH, **rough)
+    assert verdicts(landscape, bad) == [FAILS] * 11
+    assert verdicts(landscape, good, seeds=1) == [IN_PART] * 11
+    assert verdicts(landscape, diverged(good)) == [FAILS] * 11
+
+
+def test_noise_that_keeps_it_from_the_target_slows_it_down():
+    shapes = dict.fromkeys(("plain", "normalised", "l1", "linf"), SMOOTH | {"slow": 120})
+    # Never there, while the other needs 280 steps, which are close to the 300 there are.
+    records = landscape_records(noisy=SMOOTH | {"slow": 500}, **shapes)
+    claims = landscape.judge(records, landscape.PRESETS["quick"])
+    noise = next(claim for claim in claims if claim.claim.startswith("noise does not slow"))
+    assert noise.verdict == FAILS and "never in 3 of 3" in noise.found

@@ -1,0 +1,342 @@
+"""Judges of learning_rate, depth, placement and optimizers on made-up records; their arithmetic."""
+
+from functools import partial
+from itertools import product
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnjax.training import TrainState
+from experiments.common import plots
+from experiments.common.claims import FAILS, HOLDS, IN_PART, Interval, overall, provided
+from experiments.common.histories import log_speed_up
+from experiments.common.loop import init_state
+from experiments.common.rates import SGD, at_rate
+from experiments.common.records import without_nan
+from experiments.lab import depth, learning_rate, optimizers, placement
+
+SEEDS, STEPS = 4, (0, 50, 100)
+
+
+def history(network: str, final: float, reached: int, seeds: int = SEEDS, **values) -> list[dict]:
+    """Test accuracy that is 0.1 before step `reached` and then `final`, a bit off by seed."""
+    return [
+        {
+            "network": network,
+            "seed": seed,
+            "step": step,
+            "test_accuracy": (final if step >= reached else 0.1) + 0.001 * seed,
+        }
+        | {name: value * (1 + 0.01 * seed) for name, value in values.items()}
+        for seed, step in product(range(seeds), STEPS)
+    ]
+
+
+def verdicts(module, records, settings=None) -> list[str]:
+    settings = settings or module.PRESETS["quick"]
+    claims = module.judge(records, settings)
+    assert all(claim.found and claim.test for claim in claims)
+    return [claim.verdict for claim in claims]
+
+
+# learning_rate
+
+RATES = learning_rate.LearningRateSettings(steps=100, rates=15)
+
+
+def sweep_records(top: dict, seeds: int = SEEDS) -> list[dict]:
+    """Networks that end at 95 % below a rate of `top` and at chance above.
+
+    The nearer to `top`, the more accurate; from `top` / 5 on the target is reached after 50 steps,
+    and after 100 below.
+    """
+    records = []
+    for activation, network in product(learning_rate.ACTIVATIONS, learning_rate.NETWORKS):
+        for rate in RATES.grid:
+            usable = rate < top[activation, network]
+            final = 0.95 + 1e-4 * np.log(rate) if usable else 0.1
+            reached = 50 if rate > top[activation, network] / 5 else 100
+            name = learning_rate.trial_name(activation, network, rate)
+            records += history(name, final, reached, seeds)
+    return records
+
+
+def tops(plain: float, normalised: float, sigmoid_plain: float, sigmoid: float) -> dict:
+    keys = product(learning_rate.ACTIVATIONS, learning_rate.NETWORKS)
+    return dict(zip(keys, (plain, normalised, sigmoid_plain, sigmoid), strict=True))
+
+
+def test_learning_rate_holds():
+    # Best without: 0.139 at 50 steps. 26.8 times that is 3.7, near the top with batch norm.
+    records = sweep_records(tops(0.2, 10.0, 0.0, 1.0))
+    found = verdicts(learning_rate, records, RATES)
+    assert found == [HOLDS, FAILS, FAILS, HOLDS, HOLDS]
+
+
+def test_learning_rate_without_any_advantage():
+    records = sweep_records(tops(0.2, 0.2, 0.2, 0.0))
+    assert verdicts(learning_rate, records, RATES) == [FAILS] * 5
+
+
+def test_sigmoids_that_train_either_way_hold_in_part():
+    records = sweep_records(tops(0.2, 10.0, 1.0, 1.0))
+    assert verdicts(learning_rate, records, RATES)[-1] == IN_PART
+
+
+def test_one_seed_supports_larger_rates_in_part():
+    records = sweep_records(tops(0.2, 10.0, 0.0, 1.0), seeds=1)
+    assert verdicts(learning_rate, records, RATES)[0] == IN_PART
+
+
+def test_nothing_trains_at_any_rate():
+    records = sweep_records(tops(0.0, 0.0, 0.0, 0.0))
+    assert verdicts(learning_rate, records, RATES) == [FAILS] * 5
+
+
+def test_speed_is_taken_at_five_and_thirty_times_the_best_rate():
+    records = sweep_records(tops(0.2, 3.0, 0.0, 1.0))
+    # Without batch norm the best rate, 0.139, now needs 100 steps; with it 0.72 needs 50, and 3.7
+    # is too large.
+    slow = learning_rate.trial_name("ReLU", learning_rate.PLAIN, RATES.grid[6])
+    records = [r for r in records if r["network"] != slow] + history(slow, 0.96, 100)
+    claims = learning_rate.judge(records, RATES)[1:3]
+    rates = [claim.numbers["rate_with"] / claim.numbers["rate_without"] for claim in claims]
+    np.testing.assert_allclose(rates, [5.18, 26.8], rtol=0.01)
+    assert claims[0].numbers["rate_without"] == pytest.approx(RATES.grid[6])
+    assert [claim.verdict for claim in claims] == [HOLDS, FAILS]
+    assert "never in 4 of 4 seeds" in claims[1].found
+
+
+def test_at_rate_sets_the_rate_of_every_seed():
+    def create(params):
+        return TrainState.create(params=params, batch_stats={}, tx=SGD)
+
+    states = at_rate(0.25)(jax.vmap(create)({"w": jnp.ones((3, 2))}))  # three seeds
+    moved = jax.vmap(lambda s: s.apply_gradients({"w": jnp.ones(2)}, {}))(states)
+    np.testing.assert_allclose(moved.params["w"], 0.75)
+
+
+# depth
+
+DEPTHS = depth.DepthSettings(steps=100, depths=(2, 4))
+
+
+def depth_records(change: dict, final: dict, seeds: int = SEEDS) -> list[dict]:
+    """The gradient of the first layer at four layers is `change` times that at two."""
+    records = []
+    for activation, network in product(depth.ACTIVATIONS, depth.NETWORKS):
+        for layers, norm in ((2, 1.0), (4, change[network])):
+            gradients = {depth.gradient_name(layer): norm for layer in range(1, layers + 1)}
+            name = depth.trial_name(activation, network, layers)
+            records += history(name, final[network], 50, seeds, **gradients)
+    return records
+
+
+def both(plain, normalised) -> dict:
+    return {depth.PLAIN: plain, depth.NORMALISED: normalised}
+
+
+@pytest.mark.parametrize(
+    "plain, normalised, expected",
+    [
+        (1e-6, 2.0, HOLDS),
+        (1e6, 0.5, HOLDS),
+        (1e-6, 1e3, IN_PART),  # explodes, if by less
+        (0.5, 10.0, FAILS),
+        (0.0, 1.0, HOLDS),  # underflow
+        (1e-6, float("nan"), FAILS),
+    ],
+)
+def test_gradients_near_to_no_change_hold(plain, normalised, expected):
+    records = depth_records(both(plain, normalised), both(0.1, 0.9))
+    assert verdicts(depth, records, DEPTHS) == [expected] * 3 + [HOLDS] * 3
+
+
+@pytest.mark.parametrize(
+    "plain, normalised, expected",
+    [(0.1, 0.9, HOLDS), (0.1, 0.5, IN_PART), (0.9, 0.9, FAILS), (0.9, 0.1, FAILS)],
+)
+def test_the_deepest_trains(plain, normalised, expected):
+    records = depth_records(both(1.0, 1.0), both(plain, normalised))
+    assert verdicts(depth, records, DEPTHS)[3:] == [expected] * 3
+
+
+def test_depth_with_one_seed_holds_in_part():
+    records = depth_records(both(1e-6, 1.0), both(0.1, 0.9), seeds=1)
+    assert verdicts(depth, records, DEPTHS) == [IN_PART] * 6
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_gradient_norms_are_those_of_the_weights(batch_norm):
+    """Against the network written out layer by layer, differentiated by central differences."""
+    model = depth.DeepNet(3, 5, nn.tanh, batch_norm)
+    init = jax.jit(partial(init_state, model=model, optimizer=SGD, pixels=6))
+    state = init(jax.random.key(1))
+    images = jax.random.normal(jax.random.key(2), (8, 6))
+    labels = jnp.arange(8) % 10
+    norms = jax.jit(partial(depth.gradient_norms, model=model))(state, (images, labels))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
+    kernels = [params["first"]["Dense_0"]["kernel"], *params["others"]["Dense_0"]["kernel"]]
+    for layer, kernel in enumerate(kernels):
+        gradient = np.zeros_like(kernel)
+        for place in np.ndindex(kernel.shape):
+            losses = []
+            for step in (1e-5, -1e-5):
+                moved = [each.copy() for each in kernels]
+                moved[layer][place] += step
+                losses.append(written_out(moved, params, images, labels, batch_norm))
+            gradient[place] = (losses[0] - losses[1]) / 2e-5
+        np.testing.assert_allclose(norms[layer], np.linalg.norm(gradient), rtol=2e-4)
+
+
+def written_out(kernels, params, images, labels, batch_norm) -> float:
+    """Mean cross-entropy in float64; biases, shifts and scales are as they start."""
+    x = np.asarray(images, np.float64)
+    for kernel in kernels:
+        x = x @ kernel
+        if batch_norm:
+            x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+        x = np.tanh(x)
+    logits = x @ params["Dense_0"]["kernel"]
+    chosen = logits[np.arange(len(labels)), np.asarray(labels)]
+    return float(np.mean(np.log(np.exp(logits).sum(1)) - chosen))
+
+
+# placement
+
+
+def placement_records(final: dict, reached: dict, seeds: int = SEEDS) -> list[dict]:
+    kinds = product(placement.ACTIVATIONS, placement.PLACES, placement.STARTS)
+    records = []
+    for activation, place, start in kinds:
+        name = placement.trial_name(activation, place, start)
+        records += history(name, final[place], reached[place], seeds)
+    return records
+
+
+def places(none, before, after) -> dict:
+    return dict(zip(placement.PLACES, (none, before, after), strict=True))
+
+
+@pytest.mark.parametrize(
+    "final, reached, expected",
+    [
+        ((0.95, 0.99, 0.98), (100, 50, 50), [HOLDS, HOLDS, HOLDS, HOLDS]),
+        ((0.95, 0.98, 0.99), (100, 50, 100), [HOLDS, FAILS, FAILS, FAILS]),
+        ((0.1, 0.95, 0.1), (0, 50, 0), [HOLDS, FAILS, HOLDS, HOLDS]),
+        ((0.95, 0.1, 0.1), (50, 0, 0), [FAILS, FAILS, FAILS, FAILS]),
+    ],
+)
+def test_placement(final, reached, expected):
+    settings = placement.PlacementSettings(steps=100)
+    records = placement_records(places(*final), places(*reached))
+    assert verdicts(placement, records, settings) == expected
+
+
+def test_a_place_that_suits_some_activations_holds_in_part():
+    settings = placement.PlacementSettings(steps=100)
+    records = placement_records(places(0.95, 0.95, 0.95), places(100, 50, 50))
+    slow = placement.trial_name("tanh", placement.AFTER, placement.USUAL)
+    records = [r for r in records if r["network"] != slow] + history(slow, 0.95, 100)
+    assert verdicts(placement, records, settings)[:2] == [HOLDS, IN_PART]
+
+
+def test_enlarge_spares_all_but_the_hidden_weights():
+    dense = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    norm = {"scale": jnp.ones(2)}
+    params = {"Dense_0": dense, "Dense_1": dense, "Dense_2": dense, "BatchNorm_0": norm}
+    states = TrainState.create(params=params, tx=SGD)
+    larger = {"kernel": jnp.full((2, 2), 16.0), "bias": jnp.ones(2)}
+    expected = params | {"Dense_0": larger, "Dense_1": larger}
+    found = placement.enlarge(16.0, 2)(states).params
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+# optimizers
+
+
+def optimizer_records(accuracy: tuple, reached: tuple, moved: float, seeds: int = SEEDS):
+    records = []
+    for optimizer in optimizers.OPTIMIZERS:
+        plain, normalised = (optimizers.trial_name(optimizer, n) for n in optimizers.NETWORKS)
+        records += history(plain, accuracy[0], reached[0], seeds)
+        moves = {"moved_scale": moved, "moved_bias": moved}
+        records += history(normalised, accuracy[1], reached[1], seeds, **moves)
+    return records
+
+
+@pytest.mark.parametrize(
+    "accuracy, reached, moved, expected",
+    [
+        ((0.95, 0.97), (100, 50), 0.2, [HOLDS, HOLDS, HOLDS]),
+        ((0.95, 0.948), (100, 100), 0.001, [FAILS, HOLDS, FAILS]),  # within the margin
+        ((0.95, 0.94), (50, 100), 0.0, [FAILS, FAILS, FAILS]),
+        ((0.95, float("nan")), (50, 50), float("nan"), [FAILS, FAILS, FAILS]),
+    ],
+)
+def test_optimizers(accuracy, reached, moved, expected):
+    assert verdicts(optimizers, optimizer_records(accuracy, reached, moved)) == expected
+
+
+def test_one_optimizer_that_leaves_the_scale_makes_it_part():
+    records = optimizer_records((0.95, 0.97), (100, 50), 0.2)
+    for record in records:
+        if record["network"] == optimizers.trial_name("Adam", optimizers.NORMALISED):
+            record["moved_scale"] = 0.0
+    assert verdicts(optimizers, records)[0] == IN_PART
+
+
+def test_moves_are_root_mean_squares_over_all_layers():
+    params = {
+        "BatchNorm_0": {"scale": jnp.array([1.0, 4.0]), "bias": jnp.array([0.0, 0.0])},
+        "BatchNorm_1": {"scale": jnp.array([1.0, -3.0]), "bias": jnp.array([2.0, 0.0])},
+        "Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.full(2, 9.0)},
+    }
+    found = optimizers.moves(params)
+    np.testing.assert_allclose(found["moved_scale"], 2.5)  # sqrt((9 + 16) / 4)
+    np.testing.assert_allclose(found["moved_bias"], 1.0)
+    assert optimizers.moves({"Dense_0": params["Dense_0"]}) == {}
+
+
+# What they share
+
+
+NAN = float("nan")
+DIVERGED = {
+    learning_rate: (sweep_records(tops(0.0, 0.0, 0.0, 0.0), 1), RATES),
+    depth: (depth_records(both(0.0, NAN), both(0.1, NAN), 1), DEPTHS),
+    placement: (
+        placement_records(places(NAN, 0.1, 0.1), places(0, 0, 0), 1),
+        placement.PlacementSettings(steps=100),
+    ),
+    optimizers: (optimizer_records((0.95, NAN), (50, 50), NAN, 1), optimizers.PRESETS["quick"]),
+}
+
+
+@pytest.mark.parametrize("module", DIVERGED, ids=lambda module: module.__name__.split(".")[-1])
+def test_one_seed_that_diverged_can_be_drawn(module, tmp_path):
+    records, settings = DIVERGED[module]
+    records = [without_nan(record) for record in records]  # as they are read from JSON
+    plots.save(module.draw(records, settings), tmp_path / "figure.png")
+    assert all(claim.verdict in (FAILS, IN_PART) for claim in module.judge(records, settings))
+
+
+def test_overall():
+    assert overall([HOLDS, HOLDS]) == HOLDS
+    assert overall([HOLDS, FAILS]) == IN_PART
+    assert overall(iter([FAILS, FAILS])) == FAILS
+
+
+@pytest.mark.parametrize("outcome", [HOLDS, IN_PART, FAILS])
+def test_provided(outcome):
+    met, missed = Interval(1.0, 0.5, 1.5), Interval(1.0, -0.5, 2.5)
+    assert provided(outcome, met) == outcome
+    assert provided(outcome, met, missed) == (IN_PART if outcome == HOLDS else outcome)
+
+
+def test_log_speed_up_counts_never_as_the_last_step():
+    found = log_speed_up(np.array([40.0, np.inf]), np.array([10.0, 20.0]), 80)
+    np.testing.assert_allclose(np.exp(found), [4.0, 4.0])
