@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax.testing import relative_error
+from tests._quick import quick_jit
 
 NORMS = {"LayerNorm": {}, "RMSNorm": {}, "InstanceNorm": {}, "GroupNorm": {"num_groups": 3}}
 SHAPE = (4, 3, 2, 6)
@@ -126,7 +127,7 @@ def perturb(tree):
 def exam(function, params, x, dy):
     """Output and gradients of ``function(params, x)``."""
 
-    @jax.jit
+    @quick_jit
     def run(params, x, dy):
         y, pullback = jax.vjp(function, params, x)
         return y, pullback(dy.astype(y.dtype))

@@ -1,6 +1,13 @@
 """A strict climate for every test: eight CPU devices, no implicit promotion, no warnings."""
 
 import os
+import shutil
+import tempfile
+
+# Tests meet most programs more than once, but jax forgets one with the function it came from.
+# A folder for each worker: jax may read what another process is still writing.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="bnjax-compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Before jax starts its backend, hence before anything imports it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,6 +25,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A compilation may take seconds on a loaded machine: deadlines would test the machine.
 hypothesis.settings.register_profile("bnjax", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("bnjax")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture

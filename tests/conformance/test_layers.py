@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from bnjax import testing
 from bnjax.testing import LAYERS
+from tests._derivatives import check_derivatives
+from tests._quick import quick_jit
 
 # A layer that has no modes sits the exam once.
 EXAMS = [
@@ -17,7 +18,8 @@ EXAMS = [
 IDS = [f"{layer}-{'train' if train else 'eval'}" for layer, train in EXAMS]
 
 
-@pytest.fixture(params=EXAMS, ids=IDS)
+# Of the module, so that the tests of a layer are neighbours and share its compiled programs.
+@pytest.fixture(params=EXAMS, ids=IDS, scope="module")
 def exam(request):
     if request.param[0].needs:
         pytest.importorskip(request.param[0].needs)
@@ -70,7 +72,7 @@ def test_float64(layer, train, x64):
     variables = jax.tree.map(
         lambda v: v.astype(jnp.float64) if v.dtype == jnp.float32 else v, variables
     )
-    y, _ = layer.apply(variables, x, train)
+    y, _ = quick_jit(layer.apply, static_argnums=2)(variables, x, train)
     assert y.dtype == jnp.float64
     assert testing.relative_error(y, layer.reference(variables, np.asarray(x), train)) < 1e-13
 
@@ -98,7 +100,7 @@ def test_gradients_of_the_input_and_the_parameters(layer, train, x64):
         return layer.apply({**variables, "params": params}, x, train)[0]
 
     params = jax.tree.map(lambda p: p.astype(jnp.float64), variables["params"])
-    check_grads(jax.jit(fn), (x, params), order=1, modes=("fwd", "rev"))
+    check_derivatives(fn, (x, params))
 
 
 def test_vmap_is_a_loop(layer, train):
@@ -106,7 +108,7 @@ def test_vmap_is_a_loop(layer, train):
     xs = jnp.stack([x, 2 * x + 1, -x])
     fn = lambda x: layer.apply(variables, x, train)  # noqa: E731
     want = jax.tree.map(lambda *v: jnp.stack(v), *[fn(x) for x in xs])
-    close(jax.vmap(fn)(xs), want)
+    close(quick_jit(jax.vmap(fn))(xs), want)
 
 
 def test_scan_is_a_loop(layer, train):
@@ -117,7 +119,7 @@ def test_scan_is_a_loop(layer, train):
         y, variables = layer.apply(variables, x, train)
         return variables, y
 
-    state, ys = jax.lax.scan(step, variables, xs)
+    state, ys = quick_jit(lambda *args: jax.lax.scan(step, *args))(variables, xs)
     want = []
     for x in xs:
         variables, y = step(variables, x)
@@ -128,7 +130,8 @@ def test_scan_is_a_loop(layer, train):
 def test_remat_changes_nothing(layer, train):
     x, variables = setup(layer)
     loss = lambda x: jnp.sum(jnp.sin(layer.apply(variables, x, train)[0]))  # noqa: E731
-    close(jax.grad(jax.checkpoint(loss))(x), jax.grad(loss)(x), rtol=1e-5)
+    got, want = (quick_jit(jax.grad(fn))(x) for fn in (jax.checkpoint(loss), loss))
+    close(got, want, rtol=1e-5)
 
 
 def test_eval_shape_agrees(layer, train):
@@ -142,7 +145,7 @@ def test_no_second_trace(layer, train):
     x, variables = setup(layer)
     traces = []
 
-    @jax.jit
+    @quick_jit
     def step(variables, x):
         traces.append(1)
         return layer.apply(variables, x, train)[1]
@@ -156,5 +159,5 @@ def test_plain_jit_over_a_sharded_batch_equals_one_device(layer, train):
     x, variables = setup(layer)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
-    fn = jax.jit(layer.apply, static_argnums=2)
+    fn = quick_jit(layer.apply, static_argnums=2)
     close(fn(variables, sharded, train), fn(variables, x, train))

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 import bnjax
 from bnjax import testing
+from tests._derivatives import check_derivatives
 
 
 def assert_moments(got, want, rtol=1e-6):
@@ -139,7 +139,7 @@ def test_gradients_to_second_order_in_both_modes(x64, dtype):
     mask = rng.random((5, 4, 1)) < 0.6
     for m in (None, mask):
         fn = lambda x, m=m: bnjax.moments(x, (0, 1), mask=m)[1:]  # noqa: E731
-        check_grads(fn, (x,), order=2, modes=("fwd", "rev"))
+        check_derivatives(fn, (x,), order=2)
 
 
 def test_gradient_of_masked_entries_is_zero_even_when_they_are_nan():

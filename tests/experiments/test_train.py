@@ -110,7 +110,9 @@ def test_a_stopped_run_goes_on_to_the_same_end(unfinished, finished, capsys):
 def test_a_killed_run_goes_on_to_the_same_end(trial, finished, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "experiments", "train", *SHORT, "--out", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    # It may die while it writes a compiled program, so not where others would read it.
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     at = int(np.random.default_rng().integers(1, 20))
     while len(lines(out)) < at:
         assert process.poll() is None

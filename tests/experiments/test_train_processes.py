@@ -28,7 +28,9 @@ def start(out, number, *args):
     command = [sys.executable, "-m", "experiments", "train", *SHORT, "--out", str(out), *args]
     command += ["--num-processes", str(number), "--coordinator", f"127.0.0.1:{port}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | {"XLA_FLAGS": ""}
+    # Process 1 may read a compiled program that process 0 is still writing: it compiles its own.
+    half_written = "ignore:Error reading persistent compilation cache entry"
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": half_written}
     return [
         subprocess.Popen([*command, "--process-id", str(i)], cwd=ROOT, env=environment, **pipes)
         for i in range(number)

@@ -14,6 +14,7 @@ from bnjax import linen
 from bnjax.testing import relative_error
 from tests import _feature_norms as shared
 from tests._feature_norms import NORMS, SHAPE, Case
+from tests._quick import quick_jit
 from tests.parity._peers import relaxed
 
 KEY = jax.random.key(0)
@@ -49,8 +50,8 @@ def test_variables_outputs_and_gradients_are_those_of_flax(case):
     x, dy, mask = shared.draw(case)
     a, b = ours(case.norm, **case.fields), theirs(case.norm, **case.fields)
     with relaxed():
-        want = jax.jit(b.init)(KEY, x)
-    got = jax.jit(a.init)(KEY, x)
+        want = quick_jit(b.init)(KEY, x)
+    got = quick_jit(a.init)(KEY, x)
     assert list(got) == list(want)
     shared.assert_agree(got, want, tolerance=0)
     params = shared.perturb(want.get("params", {}))

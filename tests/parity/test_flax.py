@@ -19,6 +19,7 @@ import pytest
 import bnjax.linen
 import bnjax.nnx
 from bnjax.testing import relative_error
+from tests._quick import quick_jit
 
 from . import _peers
 
@@ -81,7 +82,7 @@ class Pure:
 
 def linen_model(module, case, x) -> Pure:
     net = LinenNet(functools.partial(module, **case.fields), case.kind)
-    variables = jax.jit(net.init, static_argnums=2)(jax.random.key(0), x, False)
+    variables = quick_jit(net.init, static_argnums=2)(jax.random.key(0), x, False)
     assert set(variables) <= {"params", "batch_stats"}
 
     def apply(params, stats, x, train, mask=None):
@@ -124,7 +125,7 @@ def build_both(library, case, x):
 def exam(model: Pure, params, stats, x, dy, mask=None) -> dict:
     """Training output, all gradients, statistics after two steps, and evaluation."""
 
-    @jax.jit
+    @quick_jit
     def step(params, stats, x, dy):
         forward = functools.partial(model.apply, train=True, mask=mask)
         y, vjp, stats = jax.vjp(lambda p, x: forward(p, stats, x), params, x, has_aux=True)
@@ -132,7 +133,7 @@ def exam(model: Pure, params, stats, x, dy, mask=None) -> dict:
 
     y, grads, stats_1 = step(params, stats, x, dy)
     stats_2 = step(params, stats_1, x + x, dy)[2]
-    y_eval, kept = jax.jit(functools.partial(model.apply, train=False))(params, stats_2, x)
+    y_eval, kept = quick_jit(functools.partial(model.apply, train=False))(params, stats_2, x)
     stats = {"after 1": stats_1, "after 2": stats_2, "after evaluation": kept}
     return {"y": y, "grads": grads, "stats": stats, "y_eval": y_eval}
 
@@ -319,7 +320,7 @@ def mapped(library, which, case, params, stats, x, dy, mask):
         one = functools.partial(model.apply, params, stats, train=True, mask=mask)
         return jax.vmap(one, axis_name="device")(x)
 
-    y, vjp, stats_1 = jax.jit(lambda p, x: _vjp(forward, p, x))(params, x)
+    y, vjp, stats_1 = quick_jit(lambda p, x: _vjp(forward, p, x))(params, x)
     return {"y": y, "stats": stats_1, "grads": vjp(dy)}
 
 

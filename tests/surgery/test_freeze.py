@@ -1,4 +1,4 @@
-"""Freezing batch norm by path: three switches, the optax mask that agrees, and no stale programs."""
+"""Freezing by path: three switches, the optax mask that agrees, and no stale programs."""
 
 import chex
 import jax
