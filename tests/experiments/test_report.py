@@ -131,6 +131,7 @@ def test_a_browser_shows_it_at_any_width(runs, tmp_path, width):
     (tmp_path / "frame.html").write_text(frame + read)  # Chromium's own window is 500 at least
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'profile'}",
         "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

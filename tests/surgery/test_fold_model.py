@@ -143,6 +143,13 @@ def test_into_the_layer_after_it_unless_zeros_would_be_shifted(layer, shift, fit
         assert why == "input is the input; layers_1 after it pads with zeros, which it would shift"
 
 
+def test_a_masked_kernel_after_a_norm_is_left_alone():
+    mask = np.tri(3, dtype=np.float32)[:, None, :].repeat(3, 1)
+    folded = folded_sequence(norm_of(), nn.Conv(3, (3,), padding="VALID", mask=mask), x=X1)
+    why = "input is the input; layers_1 after it has a masked kernel"
+    assert folded.left_alone == {("layers_0",): why}
+
+
 def test_norms_on_both_sides_of_a_layer():
     folded = folded_sequence(norm_of(), nn.Dense(4), norm_of(nn.BatchNorm), norm_of(), nn.Dense(2))
     assert [*folded.changed.values()] == [
