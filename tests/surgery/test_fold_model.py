@@ -17,8 +17,9 @@ from experiments.common import resnet
 from tests.surgery.networks import X, linen_network, nnx_network, trained, variables_of
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm, bnjax.linen.BatchNorm])
-@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "use_bias"), [(nn.BatchNorm, False), (bnjax.linen.BatchNorm, True)]
+)
 def test_a_whole_linen_resnet(norm, use_bias):
     model, variables = linen_network(norm, use_bias=use_bias)
     folded = fold(model, variables, X)
@@ -30,8 +31,9 @@ def test_a_whole_linen_resnet(norm, use_bias):
     assert verify((model, variables), after, [X[:1], 3 * X[:1]], tolerance=1e-5)
 
 
-@pytest.mark.parametrize("norm", [nnx.BatchNorm, bnjax.nnx.BatchNorm])
-@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "use_bias"), [(nnx.BatchNorm, True), (bnjax.nnx.BatchNorm, False)]
+)
 def test_a_whole_nnx_resnet(norm, use_bias):
     model, variables = nnx_network(norm, use_bias=use_bias)
     folded = fold(model, variables, X)
