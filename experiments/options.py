@@ -35,6 +35,8 @@ class Run:
     """A run under two minutes, or the setting of the paper."""
     data: Annotated[str | None, choice("digits", "mnist", "cifar10")] = None
     """Scikit-learn's embedded 8x8 digits, MNIST or CIFAR-10. (default: of the preset)"""
+    data_note: str | None = None
+    """Words on the data for figure and report, such as which part of them DIR holds."""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $BNJAX_DATA_DIR)")
     ] = None

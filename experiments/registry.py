@@ -91,7 +91,7 @@ EXPERIMENTS = (
     Experiment(
         "landscape",
         "A smoother loss explains batch norm, not less covariate shift",
-        "Santurkar et al. 2018, Figs. 1, 2, 4",
+        "Santurkar et al. 2018, Figs. 2-4",
         (1, 60),
     ),
     Experiment(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # imported late, after the first line is on the screen
     from experiments.common.claims import Claim
     from experiments.common.data import Dataset
 
-OVERRIDES = ("data", "seeds", "steps", "batch_size", "learning_rate", "eval_every")
+OVERRIDES = ("data", "seeds", "steps", "batch_size", "learning_rate", "eval_every", "data_note")
 
 
 def run(options: Run) -> None:
@@ -92,10 +92,9 @@ def _presets(experiment: Experiment) -> dict[str, Settings]:
 
 
 def _describe(settings: Settings) -> str:
-    seeds = "1 seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
     return (
-        f"{settings.data}, {seeds}, {settings.steps:,} steps of {settings.batch_size} images, "
-        f"learning rate {settings.learning_rate:g}"
+        f"{settings.data_name}, {settings.seeds_in_words}, {settings.steps:,} steps of "
+        f"{settings.batch_size} images, learning rate {settings.learning_rate:g}"
     )
 
 

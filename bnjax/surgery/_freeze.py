@@ -73,7 +73,8 @@ def freeze(
       >>> print(y.ravel(), updates["batch_stats"]["mean"])
       [0.999995 2.999985] [0.]
 
-    Source: the frozen batch norm of detection models, He et al. (2017), *Mask R-CNN*.
+    Source: the frozen batch norm of detection models, He et al. (2016), *Deep residual learning*,
+    appendix A; Wu & He (2018), *Group normalization*, section 4.2.
     PyTorch's ``eval()`` of a layer is ``statistics`` and ``mode`` until the next ``train()`` of the
     model undoes it; torchvision's ``FrozenBatchNorm2d`` is another class. Flax has
     ``use_running_average``, which is mode and statistics at once, for each layer's author.

@@ -78,7 +78,7 @@ def weight_decay_mask(params: Any) -> Any:
       >>> weight_decay_mask({"Conv_0": {"kernel": 1.0}, "BatchNorm_0": {"scale": 1.0, "bias": 0.0}})
       {'BatchNorm_0': {'bias': False, 'scale': False}, 'Conv_0': {'kernel': True}}
 
-    Source: Goyal et al. (2017), *Accurate, large minibatch SGD*, §5.3; He et al. (2019), *Bag of
+    Source: Goyal et al. (2017), *Accurate, large minibatch SGD*, §5.1; He et al. (2019), *Bag of
     tricks*, §3.1. optax and PyTorch decay everything unless told otherwise (optax#25).
     """
     return jax.tree_util.tree_map_with_path(

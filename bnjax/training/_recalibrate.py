@@ -156,7 +156,7 @@ def adapt(model: Any, variables: V, batches: Iterable, *, weight: float = 1.0, *
 
     Source: Li et al. (2016), *Revisiting batch normalization for practical domain adaptation*
     (AdaBN); Schneider et al. (2020), *Improving robustness against common corruptions by covariate
-    shift adaptation*, eq. 3, for the weight. PyTorch and Flax have nothing like it.
+    shift adaptation*, for the weight. PyTorch and Flax have nothing like it.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must be between 0 (old) and 1 (new statistics), got {weight!r}.")

@@ -17,11 +17,6 @@ from experiments.common.settings import Settings
 ORANGE, BLUE, GREY = "#D55E00", "#0072B2", "#5A5A5A"
 GREEN, YELLOW, SKY, PINK = "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 WIDTH_INCHES, DPI = 8.5, 200  # 8.5 in shown 850 pixels wide: 10 points are 14 pixels
-DATA = {  # as a figure names them
-    "digits": "scikit-learn digits",
-    "mnist": "MNIST",
-    "cifar10": "CIFAR-10 subset (JPEG copy)",
-}
 STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.titlesize": 10.0,
@@ -44,8 +39,13 @@ def style():
 
 def data_and_seeds(settings: Settings) -> str:
     """What a figure of bands shows, such as "MNIST, mean and range of 5 seeds"."""
-    seeds = "one seed" if settings.seeds == 1 else f"mean and range of {settings.seeds} seeds"
-    return f"{DATA[settings.data]}, {seeds}"
+    return f"{settings.data_name}, {spread_over_seeds(settings)}"
+
+
+def spread_over_seeds(settings: Settings) -> str:
+    """What a line and its band are, such as "mean and range of 5 seeds"."""
+    seeds = settings.seeds_in_words
+    return seeds if settings.seeds == 1 else f"mean and range of {seeds}"
 
 
 def draw_band(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}  # in words
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -13,3 +15,15 @@ class Settings:
     batch_size: int = 60
     learning_rate: float = 0.1
     eval_every: int = 50
+    data_note: str = ""  # in words, such as which part of the data the files hold
+
+    @property
+    def data_name(self) -> str:
+        """Such as "MNIST", or "CIFAR-10 (first batch)"."""
+        name = DATA.get(self.data, self.data)
+        return f"{name} ({self.data_note})" if self.data_note else name
+
+    @property
+    def seeds_in_words(self) -> str:
+        """Such as "5 seeds"."""
+        return "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"

@@ -13,7 +13,7 @@ norms worse; the question is whether batch renorm suffers less than batch norm.
 
 On digits the network is fully connected: in a convolution of 8x8 pixels even a batch of 2 has 128
 values a channel, and batch norm loses nothing (tried). On CIFAR-10 it is a small ResNet, whose
-last stage has 64 values an image and channel, 49 in Wu & He's; their statistics are of one GPU.
+last stage has 16 values an image and channel, 49 in Wu & He's; their statistics are of one GPU.
 """
 
 import dataclasses
@@ -50,6 +50,7 @@ from experiments.common.plots import (
     ORANGE,
     PINK,
     WIDTH_INCHES,
+    data_and_seeds,
     draw_band,
     draw_dots,
 )
@@ -104,7 +105,7 @@ class BatchSizeSettings(Settings):
 PRESETS = {
     "quick": BatchSizeSettings("digits", 5, 200, 64, learning_rate=0.1, eval_every=10),
     "paper": BatchSizeSettings(
-        "cifar10", 5, 780, 64, learning_rate=0.1, eval_every=78, resnet=True
+        "cifar10", 5, 624, 64, learning_rate=0.1, eval_every=78, resnet=True
     ),
 }
 
@@ -137,7 +138,7 @@ def _trial(
     at = settings.at(size)
     layer = make_norm(norm, at.steps)
     if settings.resnet:
-        network = ResNet(layer, widths=(8, 16, 32), blocks=1, momentum=at.momentum)
+        network = ResNet(layer, stem_stride=2, blocks=1, momentum=at.momentum)
         model: nn.Module = OfPixels(network, data.shape)
     else:
         model = MLP((64, 64), batch_norm=True, norm=layer, activation=nn.relu, momentum=at.momentum)
@@ -316,7 +317,7 @@ def draw_sizes(ax: Axes, records: Sequence[Record], settings: BatchSizeSettings)
     ax.set_xlabel("batch size (images; the learning rate in proportion)")
     ax.set_ylabel("test error (log scale)")
     ax.legend(loc="upper right", facecolor="white", edgecolor="none", framealpha=1)
-    title = f"{settings.data}: mean and range of {settings.seeds} seeds"
+    title = data_and_seeds(settings)
     ax.set_title(title, loc="left", fontweight="bold")
 
 

@@ -10,13 +10,13 @@ A network is trained on images in grey, and then sees the same kind of image in 
 
 Nothing is learned again. `bnjax.training.adapt` replaces the running statistics by those of images
 in the new paint, without their labels: all of the new statistics (AdaBN), or a weighted mean with
-the old ones, which then count like `prior` images (Schneider et al. 2020, eq. 3). The images to
+the old ones, which then count like `prior` images (Schneider et al. 2020). The images to
 adapt to are painted training images, so none that is tested has been seen.
 
 What to expect: batch norm after a linear layer undoes a change of mean and of scale. Low contrast
 is no more than that. Inverted images change the sign of every input, which no mean and no positive
 scale can undo. Colours are in between: each channel has its own scale, and blue changes its sign.
-Li et al. adapt from one photo collection to another, which is a milder shift than these.
+Li et al. adapt mostly from one photo collection to another, which is a milder shift than these.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,15 @@ from experiments.common.claims import (
 )
 from experiments.common.data import Dataset, Split
 from experiments.common.models import MLP
-from experiments.common.plots import BLUE, GREEN, GREY, ORANGE, WIDTH_INCHES, draw_band
+from experiments.common.plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    WIDTH_INCHES,
+    data_and_seeds,
+    draw_band,
+)
 from experiments.common.population import OverSeeds, evaluated, running_accuracy, train_to_end
 from experiments.common.progress import Reporter
 from experiments.common.records import Record, series
@@ -185,7 +193,7 @@ def _judge_shift(records: Sequence[Record], shift: str) -> Claim:
     found = f"{old.mean():.1%} as trained, {new.mean():.1%} adapted ({grey.mean():.1%} in grey)"
     return _claim(
         f"statistics of the new data help: {shift}",
-        "Li et al., section 4: higher accuracy on every pair of domains, without labels",
+        "Li et al., section 4.2: 76.7 against 75.5 % on average (Office), without labels",
         new - old,
         found,
         f"accuracy on {shift} images, adapted - as trained",
@@ -242,9 +250,8 @@ def draw(records: Sequence[Record], settings: CovariateShiftSettings) -> Figure:
     axes[0].set_ylim(-0.02, 1.02)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    seeds = "one seed" if settings.seeds == 1 else f"mean and range of {settings.seeds} seeds"
     figure.suptitle(
-        f"Statistics adapted to new data restore the accuracy\n({settings.data}, {seeds})",
+        f"Statistics adapted to new data restore the accuracy\n({data_and_seeds(settings)})",
         fontsize=13,
         fontweight="bold",
     )

@@ -11,8 +11,8 @@ default), whatever the activation. He's rule, twice that, would suit ReLU better
 neither vanish nor explode without batch norm. What the lectures leave out: at the first step batch
 norm with ReLU makes gradients explode with depth (Yang et al. 2019, "A mean field theory of batch
 normalization": a factor of sqrt(pi / (pi - 1)) = 1.21 a layer), which is why 50 layers need
-skip connections too. The judgement therefore asks which network is the nearer to a gradient that
-does not depend on depth:
+skip connections too. That disproves the conjecture of Ioffe & Szegedy for the first step. The
+judgement therefore asks which network is the nearer to a gradient that does not depend on depth:
 
     change = log10(norm of the first layer in the deepest / in the shallowest network)
 

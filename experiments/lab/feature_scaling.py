@@ -304,7 +304,7 @@ def draw_descent(ax: Axes, records: Sequence[Record], settings: FeatureScalingSe
     ax.set_xlabel(f"step of gradient descent, at {share}")
     ax.set_ylabel("loss above the least\n(1: that of zero weights)")
     ax.legend(loc="upper right", facecolor="white", edgecolor="none", framealpha=1)
-    title = f"{settings.data}: geometric mean and range of {settings.seeds} pairs of pixels"
+    title = f"{settings.data_name}: geometric mean and range of {settings.seeds} pairs of pixels"
     ax.set_title(title, loc="left", fontweight="bold")
 
 

@@ -46,7 +46,15 @@ from experiments.common.claims import (
 from experiments.common.data import NUM_CLASSES, Dataset, Split
 from experiments.common.metrics import accuracy
 from experiments.common.models import MLP
-from experiments.common.plots import BLUE, GREEN, ORANGE, PINK, WIDTH_INCHES, draw_band
+from experiments.common.plots import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    WIDTH_INCHES,
+    draw_band,
+    spread_over_seeds,
+)
 from experiments.common.population import OverSeeds, evaluated, running_accuracy, train_variables
 from experiments.common.progress import Reporter
 from experiments.common.records import Record, series
@@ -189,7 +197,7 @@ def judge(records: Sequence[Record], settings: InferenceSettings) -> list[Claim]
         ),
         _claim(
             "statistics of a test batch of one class do worse, at any size",
-            "Wu & Johnson: batches in use must be made up like those in training",
+            "Wu & Johnson: batches made up otherwise than in training hurt",
             {"running": late, "best size": one_class.max(1)},
         ),
         _claim(
@@ -199,7 +207,7 @@ def judge(records: Sequence[Record], settings: InferenceSettings) -> list[Claim]
         ),
         _claim(
             "at the end it makes no difference",
-            "Wu & Johnson, section 3: the two meet as the weights settle",
+            "Wu & Johnson, section 3: little difference in the end, but for small batches",
             {"recalibrated": fresh[:, -1], "running": late},
             margin=MARGIN,
         ),
@@ -238,9 +246,10 @@ def draw(records: Sequence[Record], settings: InferenceSettings) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     _draw_training(left, records, settings)
     _draw_sizes(right, records)
-    seeds = "one seed" if settings.seeds == 1 else f"mean and range of {settings.seeds} seeds"
-    left.set_title(f"a   in training on {settings.data}", loc="left", fontweight="bold")
-    right.set_title(f"b   after training ({seeds})", loc="left", fontweight="bold")
+    left.set_title(f"a   in training on {settings.data_name}", loc="left", fontweight="bold")
+    right.set_title(
+        f"b   after training ({spread_over_seeds(settings)})", loc="left", fontweight="bold"
+    )
     figure.suptitle(
         "Running averages stand in for the batch at test time", fontsize=13, fontweight="bold"
     )

@@ -171,7 +171,7 @@ def judge(records: Sequence[Record], settings: RegularisationSettings) -> list[C
         judge_gap(
             records,
             "batches regularise, large ones less",
-            "Ng: 512 in place of 64 takes the regularisation away",
+            "Ng: 512 in place of 64 reduces the regularisation",
             (LARGE, f"at {large}"),
             (SMALL, f"at {small}"),
         ),
@@ -284,7 +284,7 @@ def draw_differences(ax: Axes, records: Sequence[Record], settings: Regularisati
     ax.axhline(0, color=GREY, linewidth=0.9)
     ax.set_xticks(range(len(differences)), [label for label, *_ in differences])
     ax.set_ylabel("difference of the gaps")
-    title = f"gap wider for large batches, {settings.seeds} seeds"
+    title = f"gap wider for large batches, {settings.seeds_in_words}"
     ax.set_title(title, loc="left", fontweight="bold")
 
 
@@ -306,5 +306,5 @@ def draw_gaps(ax: Axes, records: Sequence[Record], settings: RegularisationSetti
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.3 * (high - low))  # the legend goes above
     ax.legend(loc="upper left", facecolor="white", edgecolor="none", framealpha=1, ncols=2)
-    title = f"gap in training on {settings.images:,} images of {settings.data}"
+    title = f"gap in training on {settings.images:,} images of {settings.data_name}"
     ax.set_title(title, loc="left", fontweight="bold")

@@ -44,7 +44,15 @@ from experiments.common.claims import (
 from experiments.common.data import NUM_CLASSES, Dataset, Split
 from experiments.common.loss import LossFn, make_loss_fn
 from experiments.common.models import MLP
-from experiments.common.plots import BLUE, GREEN, GREY, ORANGE, WIDTH_INCHES, draw_band
+from experiments.common.plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    WIDTH_INCHES,
+    draw_band,
+    spread_over_seeds,
+)
 from experiments.common.population import OverSeeds, evaluated, running_accuracy, train_to_end
 from experiments.common.progress import Reporter
 from experiments.common.records import Record, series
@@ -233,7 +241,7 @@ def judge(records: Sequence[Record], settings: TransferSettings) -> list[Claim]:
         ),
         _claim(
             f"mini-batches of {smallest}: freezing does better than training the statistics",
-            "He et al. 2017: frozen in detectors, whose mini-batches are small",
+            "Wu & He 2018, section 4.2: detectors freeze, since their mini-batches are small",
             _accuracies(records, (FROZEN, TRAINED), BY_BATCH, smallest),
         ),
         _claim(
@@ -289,10 +297,9 @@ def draw(records: Sequence[Record], settings: TransferSettings) -> Figure:
     left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    seeds = "one seed" if settings.seeds == 1 else f"mean and range of {settings.seeds} seeds"
     figure.suptitle(
         "A pretrained model's statistics: freeze, adapt or train them\n"
-        f"({settings.data}, classes 0-4 to 5-9, {seeds})",
+        f"({settings.data_name}, classes 0-4 to 5-9, {spread_over_seeds(settings)})",
         fontsize=13,
         fontweight="bold",
     )

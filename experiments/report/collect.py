@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from experiments.common import results
 from experiments.common.claims import FAILS, HOLDS, IN_PART
 from experiments.common.errors import UserError
+from experiments.common.settings import Settings
 from experiments.registry import EXPERIMENTS, Experiment
 
 COMMITTED = Path(__file__).parents[1] / "results"
 VERDICTS = (HOLDS, IN_PART, FAILS)
-DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 
 
 class Result(NamedTuple):
@@ -32,12 +32,11 @@ class Result(NamedTuple):
     @property
     def title(self) -> str:
         """What was run on what, such as "MNIST, 5 seeds, 2,000 steps"."""
-        settings = self.config["settings"]
-        data = DATA.get(settings["data"], settings["data"])
-        seeds = "1 seed" if settings["seeds"] == 1 else f"{settings['seeds']} seeds"
+        given = self.config["settings"]
+        settings = Settings(**{name: given[name] for name in OPTIONS if name in given})
         kind = self.config["device"]["kind"]
         device = "" if kind == "cpu" else f", on {kind}"
-        return f"{data}, {seeds}, {settings['steps']:,} steps{device}"
+        return f"{settings.data_name}, {settings.seeds_in_words}, {settings.steps:,} steps{device}"
 
     @property
     def command(self) -> str:
@@ -53,7 +52,7 @@ class Result(NamedTuple):
         return shlex.join(words)
 
 
-OPTIONS = ("data", "seeds", "steps", "batch_size", "learning_rate", "eval_every")
+OPTIONS = ("data", "seeds", "steps", "batch_size", "learning_rate", "eval_every", "data_note")
 
 
 def collect(folders: Iterable[Path]) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Figs. 2 and 4 of the paper, drawn from what was logged."""
+"""Figs. 2 to 4 of the paper, drawn from what was logged."""
 
 from collections.abc import Sequence
 
@@ -14,6 +14,7 @@ from experiments.common.plots import (
     PINK,
     SKY,
     WIDTH_INCHES,
+    data_and_seeds,
     draw_band,
 )
 from experiments.common.records import Record, series
@@ -51,10 +52,9 @@ def draw(records: Sequence[Record], settings: LandscapeSettings) -> Figure:
         ax.set_xlabel("training step")
     handles, labels = axes[5].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    seeds = "one seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
     figure.suptitle(
         "A smoother loss explains batch norm, not less covariate shift\n"
-        f"({settings.data}, {seeds}, learning rate {settings.learning_rate:g})",
+        f"({data_and_seeds(settings)}, learning rate {settings.learning_rate:g})",
         fontsize=13,
         fontweight="bold",
     )

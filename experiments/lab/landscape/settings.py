@@ -31,5 +31,5 @@ class LandscapeSettings(Settings):
 
 PRESETS = {
     "quick": LandscapeSettings(steps=300, batch_size=64, eval_every=10),
-    "paper": LandscapeSettings(data="cifar10", steps=600, batch_size=64, eval_every=30),
+    "paper": LandscapeSettings(data="cifar10", steps=800, batch_size=64, eval_every=40),
 }

@@ -100,7 +100,7 @@ def judge_shift(records: Sequence[Record]) -> Claim:
     plain, normalised = shift(records, PLAIN), shift(records, NORMALISED)
     return _factor(
         "batch norm does not reduce the covariate shift",
-        "Fig. 2: |G - G'| similar or larger with batch norm",
+        "Fig. 3: |G - G'| similar or larger with batch norm",
         "|G - G'|: {b:.2g} with, {a:.2g} without; {factor} times as large",
         log_ratio(normalised, plain),
         (plain, normalised),
@@ -114,7 +114,7 @@ def judge_cosine(records: Sequence[Record]) -> Claim:
     interval = paired_interval(plain.mean(1) - normalised.mean(1))
     return Claim(
         claim="batch norm does not turn the gradients less",
-        paper="Fig. 2: cos(G, G') similar or smaller, at times negative, with batch norm",
+        paper="Fig. 3: cos(G, G') similar or smaller with batch norm",
         found=f"cos(G, G'): {normalised.mean():.2f} with, {plain.mean():.2f} without; "
         f"{with_interval(interval, '+.2f')} smaller",
         verdict=verdict(interval),
@@ -131,7 +131,7 @@ def judge_noise(records: Sequence[Record], target: float) -> Claim:
     interval = paired_interval(logs)
     return Claim(
         claim="noise does not slow batch norm down",
-        paper="Fig. 2: training with noise is almost indistinguishable",
+        paper="section 2.1, Fig. 2: hardly any difference in training",
         found=f"steps to {target:.0%}: {_told(noisy, last)} with noise, "
         f"{_told(normalised, last)} without noise; {with_interval(_exp(interval), '#.3g')} times",
         verdict=verdict_same(interval, float(np.log(SAME))),
