@@ -30,7 +30,7 @@ def flatten(variables: Any, argument: str = "variables") -> tuple[Flat, Callable
     """
     if isinstance(variables, nnx.State):
         old = {(_collection(v), *path): v for path, v in nnx.to_flat_state(variables)}
-        return {path: v.get_value() for path, v in old.items()}, lambda new: _to_state(new, old)
+        return {p: _value(v) for p, v in old.items()}, lambda new: _to_state(new, old)
     if isinstance(variables, Mapping) and all(isinstance(v, Mapping) for v in variables.values()):
         return traverse_util.flatten_dict(variables), traverse_util.unflatten_dict
     found = type(variables).__name__
@@ -66,17 +66,22 @@ def choose(paths: Iterable[Path], pattern: str, argument: str = "layers") -> lis
     return chosen
 
 
-def _collection(variable: nnx.Variable) -> str:
+def _collection(leaf: Any) -> str:
     for collection, kind in KINDS.items():
-        if isinstance(variable, kind):
+        if isinstance(leaf, kind):
             return collection
-    return type(variable).__name__  # random streams and the like: carried along
+    # Random streams, plain arrays and the like: carried along.
+    return type(leaf).__name__ if isinstance(leaf, nnx.Variable) else "arrays"
 
 
-def _to_state(flat: Flat, old: Mapping[Path, nnx.Variable]) -> nnx.State:
-    def variable(path, value):
+def _value(leaf: Any) -> Any:
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _to_state(flat: Flat, old: Mapping[Path, Any]) -> nnx.State:
+    def leaf(path, value):
         if path in old:
-            return old[path].replace(value)
+            return old[path].replace(value) if isinstance(old[path], nnx.Variable) else value
         return KINDS[str(path[0])](jnp.asarray(value))
 
-    return nnx.from_flat_state({path[1:]: variable(path, v) for path, v in flat.items()})
+    return nnx.from_flat_state({path[1:]: leaf(path, v) for path, v in flat.items()})

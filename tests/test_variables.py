@@ -15,6 +15,7 @@ class Net(nnx.Module):
         rngs = nnx.Rngs(0)
         self.layers = nnx.List([nnx.Linear(3, 2, rngs=rngs), BatchNorm(2, rngs=rngs)])
         self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.mask = jnp.ones(2)  # no variable, as in Flax's own nnx.WeightNorm
 
 
 LINEN = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,34 @@ from bnjax.training._begin_update import begin_update
 
 # A step is (variables, batch) -> moments of each layer in that batch.
 Step = Callable[[Any, Any], dict[str, Moments]]
+
+
+def compiled_observer(
+    model: Any,
+    call: Callable[[Any, Any], Any],
+    switches: Mapping[Path, Switches],
+    transform: Callable[[Step], Step],
+) -> Step:
+    """``transform(observer(...))``, the same object for the same arguments.
+
+    A training loop that recalibrates at each evaluation then compiles the step once.
+    """
+    arguments = model, call, tuple(switches.items()), transform
+    make = _compile if _is_hashable(arguments) else _compile.__wrapped__
+    return make(*arguments)
+
+
+@functools.lru_cache(maxsize=8)  # programs are large, and few models are in use at a time
+def _compile(model, call, switches, transform) -> Step:
+    return transform(observer(model, call, dict(switches)))
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def observer(

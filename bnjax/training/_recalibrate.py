@@ -14,7 +14,7 @@ from bnjax import _variables
 from bnjax._variables import Flat, Path
 from bnjax.core import Moments
 from bnjax.core._switches import Switches
-from bnjax.training._observe import Step, gather, observer
+from bnjax.training._observe import Step, compiled_observer, gather
 
 V = TypeVar("V")
 
@@ -61,6 +61,7 @@ def recalibrate(
         list or a loader, not a generator.
       call: ``call(model, batch)``: the bound or merged model as it is evaluated; for example
         ``lambda model, batch: model(batch["image"], train=False)``. A mask goes in here too.
+        Another call with the same function (not a new lambda) compiles nothing anew.
       layers: regular expression to be found in the paths of the layers to recalibrate.
       layer_by_layer: see above.
       progress: wraps ``batches`` in each pass: ``rich.progress.track`` and ``tqdm.tqdm`` do.
@@ -110,7 +111,7 @@ def recalibrate(
 
     switch = BY_RUNNING if layer_by_layer else BY_BATCH
     switches = dict.fromkeys(norms, EVALUATE) | dict.fromkeys(chosen, switch)
-    step = transform(observer(model, call, switches))
+    step = compiled_observer(model, call, switches, transform)
     for _ in range(passes):
         fresh = _fresh(flat, chosen, *gather(step, rebuild(flat), progress(batches)))
         settled = all(np.array_equal(flat[path], new) for path, new in fresh.items())

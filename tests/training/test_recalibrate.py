@@ -233,6 +233,30 @@ def test_a_pass_stops_when_nothing_changes_and_shows_progress():
     assert passes == [2]
 
 
+@pytest.mark.parametrize("kind", ["linen", "nnx", "linen with a list in it"])
+def test_the_same_call_again_compiles_nothing_anew(kind):
+    traces = []
+
+    def call(model, batch):
+        traces.append(kind)
+        return model(batch)
+
+    if kind == "nnx":
+        model, variables = nnx.split(Nnx())
+    elif kind == "linen":
+        model, variables = Net(), VARIABLES
+    else:  # cannot be hashed, and so is compiled in every call, but runs
+        model = nn.Sequential([bnjax.linen.BatchNorm(True)])
+        variables = model.init(jax.random.key(0), DATA)
+    first = recalibrate(model, variables, [DATA], call=call)
+    seen = len(traces)
+    again = recalibrate(model, first, [DATA + 1], call=call)
+    assert (len(traces) == seen) == (kind != "linen with a list in it")
+    np.testing.assert_raises(AssertionError, chex.assert_trees_all_close, first, again)
+    others = recalibrate(model, variables, [DATA], call=call, layers="0|layers|norm")
+    chex.assert_trees_all_equal(first, others)
+
+
 def test_masks_count_and_hidden_features_keep_their_statistics():
     norm = bnjax.linen.BatchNorm(True, momentum=None)
     variables = norm.init(jax.random.key(0), DATA)
