@@ -100,10 +100,9 @@ def _list() -> None:
     from rich.table import Table
 
     from experiments.common.progress import make_console
-    from experiments.registry import EXPERIMENTS
+    from experiments.registry import EXPERIMENTS, PRESETS
 
-    table = Table("name", "claim", "source", "minutes (quick, paper)")
+    table = Table("name", "claim", "source", *PRESETS, show_lines=True)
     for each in EXPERIMENTS:
-        quick, paper = each.minutes
-        table.add_row(each.name, each.claim, each.source, f"{quick:g}, {paper:g}")
+        table.add_row(each.name, each.claim, each.source, *map(each.preset_in_words, PRESETS))
     make_console().print(table)

@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 from experiments.benchmarks import NAMES
 from experiments.common.errors import UserError
 from experiments.common.words import choice, positive, whole
+from experiments.registry import PRESETS
 from experiments.train.options import Train
 
 PROGRAM = "python -m experiments"
@@ -31,7 +32,7 @@ class Run:
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """The experiment, or `all`; `list` names them."""
-    preset: Annotated[str, choice("quick", "paper")] = "quick"
+    preset: Annotated[str, choice(*PRESETS)] = "quick"
     """A run under two minutes, or the setting of the paper."""
     data: Annotated[str | None, choice("digits", "mnist", "cifar10")] = None
     """Scikit-learn's embedded 8x8 digits, MNIST or CIFAR-10. (default: of the preset)"""

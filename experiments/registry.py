@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from experiments.common.errors import UserError
 
+PRESETS = ("quick", "paper")
+
 
 class Experiment(NamedTuple):
     """One line of `python -m experiments list`."""
@@ -13,12 +15,18 @@ class Experiment(NamedTuple):
     name: str  # also the name of its module and of its figure
     claim: str
     source: str
-    minutes: tuple[float, float]  # quick and paper preset, on two cores
+    minutes: tuple[float, float]  # of the presets, on two cores
 
     @property
     def module(self) -> ModuleType:
         """The experiment's module, imported only when it is needed."""
         return import_module(f"experiments.lab.{self.name}")
+
+    def preset_in_words(self, preset: str) -> str:
+        """Data, steps and time, such as "MNIST, 5,000 steps, 3 min"."""
+        settings = self.module.PRESETS[preset]
+        minutes = self.minutes[PRESETS.index(preset)]
+        return f"{settings.data_name}, {settings.steps:,} steps, {minutes:g} min"
 
 
 EXPERIMENTS = (

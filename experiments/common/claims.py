@@ -6,7 +6,7 @@ by seed, and the mean difference has a t-interval of n - 1 degrees of freedom::
     d_s = better for the claim if positive,     mean(d) +- t(0.975, n - 1) std(d) / sqrt(n)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +98,44 @@ def with_interval(interval: Interval, form: str) -> str:
     if np.isnan(interval.low):
         return f"{interval.mean:{form}} (one seed, no interval)"
     return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def compare(
+    claim: str,
+    paper: str,
+    accuracies: Mapping[str, np.ndarray],
+    *,
+    what: str = "test accuracy",
+    margin: float | None = None,
+) -> Claim:
+    """The claim that the first of two accuracies (seeds,) is larger, or with `margin` the same.
+
+    Args:
+      claim, paper: of the claim.
+      accuracies: by the words for how they were come by.
+      what: the accuracy in words, for the rule.
+      margin: difference that matters.
+    """
+    (first, a), (second, b) = accuracies.items()
+    interval = paired_interval(a - b)
+    rule = VERDICT_RULE
+    if margin is not None:
+        rule = f"holds: the 95 % t-interval over seeds lies within +-{100 * margin:g} points; "
+        rule += "in part: only the mean does; does not hold here: neither"
+    return Claim(
+        claim=claim,
+        paper=paper,
+        found=f"{a.mean():.1%} {first}, {b.mean():.1%} {second}; "
+        f"{with_interval(as_percent(interval), '+.2f')} points",
+        verdict=verdict(interval) if margin is None else verdict_same(interval, margin),
+        test=f"{what} of {first} - {second}. {rule}",
+        numbers={
+            first: a.tolist(),
+            second: b.tolist(),
+            "difference": interval.mean,
+            "interval": [interval.low, interval.high],
+        },
+    )
 
 
 VERDICT_RULE = (

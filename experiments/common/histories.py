@@ -1,6 +1,10 @@
 """What a history of one metric, as `experiments.common.records.series` gives it, comes down to."""
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from experiments.common.records import Record, series
 
 
 def steps_to_target(steps: np.ndarray, accuracy: np.ndarray, target: float) -> np.ndarray:
@@ -19,9 +23,14 @@ def final_mean(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
     return values[:, steps >= 0.9 * steps[-1]].mean(1)
 
 
-def mean_steps(steps: np.ndarray) -> float:
-    """Geometric mean of steps (seeds,), for which ratios are what counts."""
-    return float(np.exp(np.log(steps).mean()))
+def final(records: Sequence[Record], network: str, name: str) -> np.ndarray:
+    """Mean of one metric of one network over the last tenth of training, (seeds,)."""
+    return final_mean(*series(records, network, name))
+
+
+def geometric_mean(values: Sequence[float] | np.ndarray) -> float:
+    """The mean over seeds of what is compared by ratios, such as steps or learning rates."""
+    return float(np.exp(np.log(values).mean()))
 
 
 def log_speed_up(slow: np.ndarray, fast: np.ndarray, last: float) -> np.ndarray:
@@ -35,7 +44,7 @@ def log_speed_up(slow: np.ndarray, fast: np.ndarray, last: float) -> np.ndarray:
 
 def count_steps(steps: np.ndarray, last: float) -> str:
     """The geometric mean, and how often the target was never reached."""
-    mean = mean_steps(np.minimum(steps, last))
+    mean = geometric_mean(np.minimum(steps, last))
     missed = int(np.isinf(steps).sum())
     if missed:
         return f"over {mean:,.0f} (never in {missed} of {len(steps)} seeds)"

@@ -9,6 +9,7 @@ import optax
 
 from bnjax.training import TrainState
 from experiments.common.loop import Batch, Metrics
+from experiments.common.loss import make_loss_fn
 
 PERCENTILES = (15, 50, 85)
 
@@ -30,6 +31,26 @@ def evaluate(state: TrainState, test: Batch, *, model: nn.Module) -> Metrics:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits: Any = model.apply(variables, images, train=False)
     return test_metrics(logits, labels)
+
+
+def gradient(state: TrainState, batch: Batch, *, model: nn.Module) -> Any:
+    """The gradient of the mean loss, with `batch` normalised by its own statistics as in training.
+
+    Args:
+      state: weights and running statistics.
+      batch: images (n, pixels) and labels (n,).
+      model: the network.
+
+    Returns:
+      A tree like that of the parameters.
+    """
+    images, labels = batch
+    loss_fn, collections = make_loss_fn(model), {"batch_stats": state.batch_stats}
+
+    def loss(params: Any) -> jax.Array:
+        return loss_fn(params, collections, {"images": images, "labels": labels}, train=True)[0]
+
+    return jax.grad(loss)(state.params)
 
 
 def evaluate_with_inputs(

@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.linen import BatchNorm
+from experiments.common.data import NUM_CLASSES
+from experiments.common.settings import MLPSettings
+
+ACTIVATIONS = {"sigmoid": nn.sigmoid, "tanh": nn.tanh, "ReLU": nn.relu}
 
 # Called with `use_running_average`, `momentum` and `dtype`, it makes the layer.
 Norm = Callable[..., nn.Module]
@@ -38,7 +42,7 @@ class MLP(nn.Module):
     """
 
     hidden: tuple[int, ...] = (100, 100, 100)
-    num_classes: int = 10
+    num_classes: int = NUM_CLASSES
     batch_norm: bool = False
     activation: Callable[[jax.Array], jax.Array] = nn.sigmoid
     init_std: float = 0.1
@@ -64,6 +68,23 @@ class MLP(nn.Module):
             if self.batch_norm and self.after_activation:
                 x = _norm(self, x, train)
         return dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def lecun_mlp(hidden: tuple[int, ...], **options: Any) -> MLP:
+    """An `MLP` whose weights start with a variance of one over the units of a hidden layer."""
+    return MLP(hidden, init_std=hidden[0] ** -0.5, **options)
+
+
+def relu_mlp(settings: MLPSettings, num_classes: int = NUM_CLASSES) -> MLP:
+    """An `MLP` of ReLUs with batch norm."""
+    return MLP(
+        settings.hidden,
+        num_classes,
+        batch_norm=True,
+        activation=nn.relu,
+        init_std=settings.init_std,
+        momentum=settings.momentum,
+    )
 
 
 class OfPixels(nn.Module):
@@ -97,7 +118,7 @@ class ConvNet(nn.Module):
     norm: Norm | None
     dtype: Any = None
     widths: tuple[int, ...] = (32, 64)
-    num_classes: int = 10
+    num_classes: int = NUM_CLASSES
     momentum: float = 0.9
 
     @nn.compact

@@ -9,14 +9,21 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import Formatter, Locator, NullLocator
 
-from experiments.common.settings import Settings
+from experiments.common.settings import NORMALISED, PLAIN, Settings
 
 # Okabe and Ito's colours, told apart under the common kinds of colour blindness.
 ORANGE, BLUE, GREY = "#D55E00", "#0072B2", "#5A5A5A"
 GREEN, YELLOW, SKY, PINK = "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
+# Of the two networks that most experiments compare.
+COLORS, STYLES = {PLAIN: ORANGE, NORMALISED: BLUE}, {PLAIN: "--", NORMALISED: "-"}
+COUNT = "{x:,.0f}"  # format of a tick
 WIDTH_INCHES, DPI = 8.5, 200  # 8.5 in shown 850 pixels wide: 10 points are 14 pixels
+# Of a legend on top of a grid.
+OPAQUE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "framealpha": 1}
 STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.titlesize": 10.0,
@@ -67,6 +74,31 @@ def draw_dots(ax: Axes, place: float, values: np.ndarray, color: str) -> None:
     beside = place + np.linspace(-0.2, 0.2, len(values))
     ax.plot(beside, values, "o", color=color, alpha=0.6, markersize=5)
     ax.hlines(values.mean(), place - 0.35, place + 0.35, color=color, linewidth=2)
+
+
+def headline(figure: Figure, text: str) -> None:
+    """The title of a figure."""
+    figure.suptitle(text, fontsize=13, fontweight="bold")
+
+
+def entitle(ax: Axes, text: str, letter: str = "", **options: Any) -> None:
+    """The title of one panel, after its letter; `options` are those of `Axes.set_title`."""
+    title = f"{letter}   {text}" if letter else text
+    ax.set_title(title, loc="left", fontweight="bold", **options)
+
+
+def set_ticks(axis: Axis, locator: Locator, form: str | Formatter = COUNT) -> None:
+    """Ticks of a logarithmic axis where `locator` says, and none between them."""
+    axis.set_major_locator(locator)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(form)
+
+
+def stretch_steps(ax: Axes, settings: Settings, locator: Locator) -> None:
+    """Training steps on a logarithmic axis, from the first evaluation on."""
+    ax.set_xscale("log")
+    ax.set_xlim(min(settings.eval_every, settings.steps / 2), settings.steps)
+    set_ticks(ax.xaxis, locator)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Trained variables of all seeds in one tree, and population statistics of all seeds at once.
 
 `train_seeds` keeps the seeds on axis 0 of every array. `bnjax.training.recalibrate` and `adapt`
-take such a tree as it is, if their step is told so: that is what `OverSeeds` does.
+take such a tree as it is, if their step is told so: that is what `over_seeds` does.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bnjax import Moments
@@ -19,47 +20,50 @@ from experiments.common.data import Dataset
 from experiments.common.loop import Batch, train_seeds
 from experiments.common.metrics import accuracy
 from experiments.common.progress import Reporter
+from experiments.common.records import Record, per_seed
 from experiments.common.settings import Settings
 
 Step = Callable[[Any, Any], dict[str, Moments]]
 
 
 def train_variables(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    data: Dataset,
-    settings: Settings,
-    **options: Any,
+    model: nn.Module, data: Dataset, settings: Settings
 ) -> Iterator[tuple[int, Any, float]]:
-    """Yields step, variables (seeds on axis 0) and mean training loss at every evaluation.
+    """Trains by gradient descent, and yields step, variables and mean loss at every evaluation.
 
-    `options` are those of `train_seeds`. The loss before the first step is NaN.
+    The variables have the seeds on axis 0. The loss before the first step is NaN.
     """
     evaluations = train_seeds(
         model,
-        optimizer,
+        optax.sgd(settings.learning_rate),
         _variables,
         data,
         num_seeds=settings.seeds,
         num_steps=settings.steps,
         batch_size=settings.batch_size,
         eval_every=min(settings.eval_every, settings.steps),
-        **options,
     )
     for step, metrics in evaluations:
         loss = metrics["train_loss"].mean() if step else float("nan")
         yield step, metrics["variables"], float(loss)
 
 
-def train_to_end(name: str, reporter: Reporter, *args: Any, **options: Any) -> Any:
-    """The variables after the last step; arguments and options are those of `train_variables`."""
+def train_to_end(
+    name: str, reporter: Reporter, model: nn.Module, data: Dataset, settings: Settings
+) -> Any:
+    """The variables after the last step; see `train_variables`."""
     reporter.say(f"{name}: compiling")
     trained: Any = None
-    for step, variables, loss in train_variables(*args, **options):
+    for step, variables, loss in train_variables(model, data, settings):
         trained = variables
         if step > 0:
             reporter.show(name, step, loss, None)
     return trained
+
+
+def accuracy_records(step: int, network: str, accuracies: jax.Array) -> Iterator[Record]:
+    """A record for each of the test accuracies (seeds,)."""
+    return per_seed(step, network, {"test_accuracy": np.asarray(accuracies)})
 
 
 def evaluated(model: Any, images: jax.Array) -> jax.Array:
@@ -67,32 +71,24 @@ def evaluated(model: Any, images: jax.Array) -> jax.Array:
     return model(images, train=False)
 
 
-class OverSeeds:
+def over_seeds(step: Step, *, batch_axis: int | None = None) -> Step:
     """A `transform` of `recalibrate` and `adapt` for variables with the seeds on axis 0.
 
-    They make their step anew in each call; this compiles the first and uses it for all, so make one
-    for a model and a choice of layers.
-
-    Args:
-      per_seed: whether each seed has its own batch, on axis 0 as well.
+    The counts get the shape of the means, for the merge. `batch_axis` is that of the seeds in a
+    batch; by default all seeds have the same one.
     """
 
-    def __init__(self, *, per_seed: bool = False):
-        self._in_axes = (0, 0 if per_seed else None)
-        self._compiled: Step | None = None
+    def one_seed(variables: Any, batch: Any) -> dict[str, Moments]:
+        return {
+            name: m._replace(count=jnp.broadcast_to(m.count, m.mean.shape))
+            for name, m in step(variables, batch).items()
+        }
 
-    def __call__(self, step: Step) -> Step:
-        """The step over seeds; its counts have the shape of the means, for the merge."""
+    return jax.jit(jax.vmap(one_seed, (0, batch_axis)))
 
-        def one_seed(variables: Any, batch: Any) -> dict[str, Moments]:
-            return {
-                name: m._replace(count=jnp.broadcast_to(m.count, m.mean.shape))
-                for name, m in step(variables, batch).items()
-            }
 
-        if self._compiled is None:
-            self._compiled = jax.jit(jax.vmap(one_seed, self._in_axes))
-        return self._compiled
+# One object for all calls: another would be compiled anew.
+over_seeds_and_batches = partial(over_seeds, batch_axis=0)
 
 
 @partial(jax.jit, static_argnames="model")

@@ -1,8 +1,10 @@
-"""The settings that all training experiments share."""
+"""The settings that all training experiments share, and the two networks that most compare."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}  # in words
+PLAIN, NORMALISED = NETWORKS = ("without batch norm", "with batch norm")
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,24 @@ class Settings:
     def seeds_in_words(self) -> str:
         """Such as "5 seeds"."""
         return "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+
+
+@dataclass(frozen=True)
+class TargetSettings(Settings):
+    """Settings of an experiment with a test accuracy to reach."""
+
+    targets: ClassVar[dict[str, float]]  # by data set
+
+    @property
+    def target_accuracy(self) -> float:
+        """Steps are counted to this test accuracy, and from it on a network counts as trained."""
+        return self.targets[self.data]
+
+
+@dataclass(frozen=True)
+class MLPSettings(Settings):
+    """Settings of a network with batch norm, `experiments.common.models.relu_mlp`."""
+
+    hidden: tuple[int, ...] = (64, 64, 64)
+    init_std: float = 0.1
+    momentum: float = 0.9

@@ -1,6 +1,6 @@
-"""The laboratory: one module a claim, each saying what it trains, how it is judged and drawn.
+"""The laboratory: one package a claim, each saying what it trains, how it is judged and drawn.
 
-`experiments.registry` lists them. Every module has
+`experiments.registry` lists them. Every package has
 
 * `PRESETS`                    `experiments.common.settings.Settings` by name: "quick" and "paper"
 * `trials(settings, data)`     what is trained or measured, a list of

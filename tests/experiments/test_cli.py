@@ -91,9 +91,18 @@ def test_help_is_no_error(capsys):
     assert "--learning-rate" in capsys.readouterr().out
 
 
-def test_list_names_the_claim(capsys):
+def test_list_names_claim_source_data_steps_and_minutes(capsys):
     assert main(["list"]) == 0
-    assert "convergence" in capsys.readouterr().out
+    rows = capsys.readouterr().out.split("├")
+    row = next(row for row in rows if "convergence" in row)
+    lines = [line.strip("│").split("│") for line in row.splitlines() if line.startswith("│")]
+    assert [" ".join(" ".join(cell).split()) for cell in zip(*lines, strict=True)] == [
+        "convergence",
+        "Batch norm trains faster and steadier",
+        "Ioffe & Szegedy 2015, section 4.1, Fig. 1",
+        "digits, 5,000 steps, 0.5 min",
+        "MNIST, 50,000 steps, 3 min",
+    ]
 
 
 class Stopped(BaseException):

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from bnjax.training import TrainState
 from experiments.common.claims import FAILS, HOLDS, IN_PART
 from experiments.common.data import Dataset, Split
 from experiments.common.errors import UserError
@@ -18,6 +19,20 @@ from experiments.common.metrics import evaluate
 from experiments.common.models import MLP
 from experiments.common.norms import batch_norm
 from experiments.lab import affine, batch_size, feature_scaling, regularisation
+from experiments.lab.affine.identity import undo
+from experiments.lab.affine.networks import evaluate_bias
+from experiments.lab.affine.settings import BOTH, IDENTITY, MOST_ROUNDINGS, NEITHER, REDUNDANT
+from experiments.lab.batch_size.batches import few_classes
+from experiments.lab.batch_size.networks import make_norm
+from experiments.lab.batch_size.settings import BATCH, GROUP, RENORM, VIRTUAL, trial_name
+from experiments.lab.feature_scaling.bowl import Bowl, largest_stable_rate
+from experiments.lab.feature_scaling.problem import prepare
+from experiments.lab.feature_scaling.settings import INPUTS
+from experiments.lab.feature_scaling.verdict import arrival
+from experiments.lab.regularisation.settings import LARGE, SIZES, SMALL, SPREAD
+from experiments.lab.regularisation.settings import VIRTUAL as LARGE_VIRTUAL
+from experiments.lab.regularisation.spread import measure_spread
+from experiments.lab.regularisation.verdict import slopes
 
 RNG = np.random.default_rng(0)
 SEEDS = range(4)
@@ -44,12 +59,12 @@ def verdicts(module, records) -> list[str]:
 
 def bowl_and_start(scale: float = 30.0):
     x = RNG.standard_normal((50, 2)) * (1, scale)
-    return feature_scaling.Bowl(x, RNG.standard_normal(50)), RNG.standard_normal(2)
+    return Bowl(x, RNG.standard_normal(50)), RNG.standard_normal(2)
 
 
 def test_the_bowl_is_the_loss():
     x, t = RNG.standard_normal((50, 2)), RNG.standard_normal(50)
-    bowl = feature_scaling.Bowl(x, t)
+    bowl = Bowl(x, t)
 
     def loss(w):
         return ((x @ w - t) ** 2).mean() / 2
@@ -65,13 +80,13 @@ def test_the_bowl_is_the_loss():
 
 def test_the_rate_found_by_trying_is_two_by_the_largest_eigenvalue():
     bowl, first = bowl_and_start()
-    found = feature_scaling.largest_stable_rate(bowl, first)
+    found = largest_stable_rate(bowl, first)
     np.testing.assert_allclose(found, 2 / np.linalg.eigvalsh(bowl.hessian)[-1], rtol=0.01)
 
 
-@pytest.mark.parametrize("inputs", feature_scaling.INPUTS[1:])
+@pytest.mark.parametrize("inputs", INPUTS[1:])
 def test_prepared_inputs_are_standardised(inputs):
-    x = feature_scaling.prepare(inputs, RNG.uniform(0, 1, (500, 2)) * (1, 100))
+    x = prepare(inputs, RNG.uniform(0, 1, (500, 2)) * (1, 100))
     np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(x.std(0), 1, rtol=1e-3)
 
@@ -82,21 +97,21 @@ def ravine(condition: float, rate: float, arrived: float | None, network: str) -
 
 
 def test_feature_scaling_holds_or_does_not():
-    raw, standardised, normalised = feature_scaling.INPUTS
+    raw, standardised, normalised = INPUTS
     long, round_ = (1e4, 1e-3, None), (2.0, 1.0, 10.0)
     good = ravine(*long, raw) + ravine(*round_, standardised) + ravine(*round_, normalised)
     bad = ravine(*round_, raw) + ravine(*long, standardised) + ravine(*long, normalised)
     assert verdicts(feature_scaling, good) == [HOLDS] * 4
     assert verdicts(feature_scaling, bad) == [FAILS] * 4
     # What has not arrived counts as arrived at the last step.
-    np.testing.assert_array_equal(feature_scaling.arrival(good, raw), [100] * len(SEEDS))
+    np.testing.assert_array_equal(arrival(good, raw), [100] * len(SEEDS))
 
 
 # affine
 
 
 def test_undoing_the_normalisation_is_exact_to_rounding():
-    assert 0 < affine.undo(RNG.normal(3, 2, (64, 20)).astype(np.float32)) < affine.MOST_ROUNDINGS
+    assert 0 < undo(RNG.normal(3, 2, (64, 20)).astype(np.float32)) < MOST_ROUNDINGS
 
 
 def test_a_bias_before_batch_norm_has_no_gradient_but_one_without_has():
@@ -104,8 +119,8 @@ def test_a_bias_before_batch_norm_has_no_gradient_but_one_without_has():
     for after, limit in ((False, 1e-5), (True, None)):
         model = MLP((5, 5), batch_norm=True, use_bias=True, after_activation=after)
         variables = model.init(jax.random.key(0), data[0], train=False)
-        state = affine.TrainState.create(tx=optax.sgd(0.1), **variables)
-        share = affine.evaluate_bias(state, data, model=model)["bias_gradient"]
+        state = TrainState.create(tx=optax.sgd(0.1), **variables)
+        share = evaluate_bias(state, data, model=model)["bias_gradient"]
         assert share < limit if limit else share > 1e-3
 
 
@@ -114,10 +129,10 @@ def affine_records(better: bool, roundings: float, gradient: float, apart: float
     both, neither = (good, bad) if better else (bad, good)
     redundant = both | {"train_loss": both["train_loss"] * (1 + apart), "bias_gradient": gradient}
     return [
-        *made_up(affine.BOTH, **both),
-        *made_up(affine.NEITHER, **neither),
-        *made_up(affine.REDUNDANT, **redundant),
-        *made_up(affine.IDENTITY, steps=(0,), roundings=roundings),
+        *made_up(BOTH, **both),
+        *made_up(NEITHER, **neither),
+        *made_up(REDUNDANT, **redundant),
+        *made_up(IDENTITY, steps=(0,), roundings=roundings),
     ]
 
 
@@ -131,7 +146,7 @@ def test_affine_holds_or_does_not():
 
 def test_the_spread_of_means_is_that_of_independent_draws():
     x = RNG.standard_normal((3000, 40)).astype(np.float32) * 7 + 100
-    found = regularisation.measure_spread(x, 64, np.random.default_rng(1))
+    found = measure_spread(x, 64, np.random.default_rng(1))
     np.testing.assert_allclose(found["mean_spread"], 1 / 8, rtol=0.05)
     # Of normal numbers: sqrt(1 / (2 n)).
     np.testing.assert_allclose(found["std_spread"], np.sqrt(1 / 128), rtol=0.05)
@@ -139,18 +154,18 @@ def test_the_spread_of_means_is_that_of_independent_draws():
 
 def spread_records(slope: float) -> list[dict]:
     return [
-        {"network": regularisation.SPREAD, "seed": seed, "step": size}
+        {"network": SPREAD, "seed": seed, "step": size}
         | dict.fromkeys(("mean_spread", "std_spread"), size**slope * (1 + seed))
         for seed in SEEDS
-        for size in regularisation.SIZES
+        for size in SIZES
     ]
 
 
 def gap_records(small: float, large: float, virtual: float) -> list[dict]:
     gaps = {
-        regularisation.SMALL: small,
-        regularisation.LARGE: large,
-        regularisation.VIRTUAL: virtual,
+        SMALL: small,
+        LARGE: large,
+        LARGE_VIRTUAL: virtual,
     }
     return [r for name, gap in gaps.items() for r in made_up(name, loss_gap=gap, error_gap=gap)]
 
@@ -160,7 +175,7 @@ def test_regularisation_holds_or_does_not():
     bad = spread_records(-1.0) + gap_records(0.3, 0.1, 0.3)
     assert verdicts(regularisation, good) == [HOLDS] * 4
     assert verdicts(regularisation, bad) == [FAILS] * 4
-    np.testing.assert_allclose(regularisation.slopes(good, "mean_spread"), -0.5)
+    np.testing.assert_allclose(slopes(good, "mean_spread"), -0.5)
 
 
 def test_noise_of_the_gradient_alone_is_not_that_of_the_statistics():
@@ -186,36 +201,34 @@ def test_every_size_sees_the_same_images_at_a_rate_in_proportion():
 
 def test_few_classes_shuffles_all_images_in_runs_of_one_class():
     labels = jnp.asarray(np.repeat(np.arange(10), 20))
-    order = batch_size.few_classes(jax.random.key(0), labels, size=5)
+    order = few_classes(jax.random.key(0), labels, size=5)
     np.testing.assert_array_equal(np.sort(order), np.arange(200))
     runs = np.asarray(labels[order]).reshape(-1, 5)
     assert (runs == runs[:, :1]).all()
     assert (runs[1:, 0] != runs[:-1, 0]).mean() > 0.5  # and not sorted by class
-    other = batch_size.few_classes(jax.random.key(1), labels, size=5)
+    other = few_classes(jax.random.key(1), labels, size=5)
     assert (np.asarray(order) != np.asarray(other)).any()
 
 
 def test_batch_renorm_starts_as_batch_norm():
-    layer = batch_size.make_norm(batch_size.RENORM, steps=100)(
-        use_running_average=True, momentum=0.9, dtype=None
-    )
+    layer = make_norm(RENORM, steps=100)(use_running_average=True, momentum=0.9, dtype=None)
     assert [layer.r_max(0), layer.d_max(0)] == [1, 0]
     assert [layer.r_max(25), layer.d_max(25)] == [3, 5]
 
 
 ERRORS = {  # of percent, by network: as the papers have it
-    batch_size.name(batch_size.BATCH, 2): 30,
-    batch_size.name(batch_size.BATCH, 4): 10,
-    batch_size.name(batch_size.BATCH, 64): 4,
-    batch_size.name(batch_size.BATCH, 256): 6,
-    batch_size.name(batch_size.BATCH, 32, few=True): 30,
-    batch_size.name(batch_size.GROUP, 2): 5,
-    batch_size.name(batch_size.GROUP, 64): 5,
-    batch_size.name(batch_size.RENORM, 2): 4,
-    batch_size.name(batch_size.RENORM, 4): 4,
-    batch_size.name(batch_size.RENORM, 64): 4,
-    batch_size.name(batch_size.RENORM, 32, few=True): 5,
-    batch_size.name(batch_size.VIRTUAL, 256): 4,
+    trial_name(BATCH, 2): 30,
+    trial_name(BATCH, 4): 10,
+    trial_name(BATCH, 64): 4,
+    trial_name(BATCH, 256): 6,
+    trial_name(BATCH, 32, few=True): 30,
+    trial_name(GROUP, 2): 5,
+    trial_name(GROUP, 64): 5,
+    trial_name(RENORM, 2): 4,
+    trial_name(RENORM, 4): 4,
+    trial_name(RENORM, 64): 4,
+    trial_name(RENORM, 32, few=True): 5,
+    trial_name(VIRTUAL, 256): 4,
 }
 
 
@@ -235,7 +248,7 @@ def test_batch_size_holds_or_does_not():
 
 
 def test_a_rise_of_more_than_the_margin_is_minded():
-    errors = ERRORS | {batch_size.name(batch_size.GROUP, 2): 6.5}
+    errors = ERRORS | {trial_name(GROUP, 2): 6.5}
     assert verdicts(batch_size, batch_records(errors))[1] == FAILS
 
 

@@ -9,12 +9,24 @@ from bnjax.training import adapt
 from experiments.common.claims import FAILS, HOLDS, IN_PART, Interval, verdict_same
 from experiments.common.data import Dataset, Split
 from experiments.common.models import MLP
-from experiments.common.population import OverSeeds, evaluated, running_accuracy
+from experiments.common.population import (
+    evaluated,
+    over_seeds,
+    over_seeds_and_batches,
+    running_accuracy,
+)
+from experiments.common.settings import NORMALISED, PLAIN
 from experiments.lab import covariate_shift, inference, landscape, transfer
+from experiments.lab.covariate_shift.paint import paint
+from experiments.lab.covariate_shift.settings import PAINTS, SHIFTS
+from experiments.lab.inference.batches import batch_accuracy, by_class
+from experiments.lab.inference.settings import BATCH, ONE_CLASS, RECALIBRATED, RUNNING, SHUFFLED
 from experiments.lab.landscape.explore import along_gradient, layers
 from experiments.lab.landscape.explore import covariate_shift as shift_of
 from experiments.lab.landscape.networks import NoisyBatchNorm, SpreadNorm, disturb
-from experiments.lab.landscape.settings import L1, LINF, NETWORKS, NOISY, NORMALISED, PLAIN
+from experiments.lab.landscape.settings import L1, LINF, NETWORKS, NOISY
+from experiments.lab.transfer.examples import draw_batches, draw_examples, half
+from experiments.lab.transfer.settings import WAYS
 
 SEEDS = 3
 JITTER = np.array([-0.002, 0.0, 0.002])  # of the seeds around a made-up value
@@ -83,9 +95,8 @@ def test_all_seeds_at_once_give_what_each_alone_gives(networks):
     model, variables = networks
     images = np.random.default_rng(0).normal(size=(SEEDS, 23, 6)).astype(np.float32)
     parts = [images[:, :5], images[:, 5:]]
-    over_seeds = OverSeeds(per_seed=True)
     options = {"weight": 0.3, "call": evaluated}
-    together = adapt(model, variables, parts, transform=over_seeds, **options)
+    together = adapt(model, variables, parts, transform=over_seeds_and_batches, **options)
     for seed in (0, 2):
         own = jax.tree.map(lambda v, seed=seed: v[seed], variables)
         alone = adapt(model, own, [part[seed] for part in parts], **options)
@@ -103,7 +114,7 @@ def test_accuracy_by_batch_is_that_of_each_batch_by_itself(networks):
     model, variables = networks
     rng = np.random.default_rng(1)
     split = Split(rng.normal(size=(11, 6)).astype(np.float32), rng.integers(0, 10, 11))
-    found = inference.batch_accuracy(model, variables, split, 4)
+    found = batch_accuracy(model, variables, split, 4)
     for seed in range(SEEDS):
         own = jax.tree.map(lambda v, seed=seed: v[seed], variables)
         logits = [
@@ -116,7 +127,7 @@ def test_accuracy_by_batch_is_that_of_each_batch_by_itself(networks):
 
 def test_batches_of_one_class():
     split = Split(np.arange(50, dtype=np.float32)[:, None], np.arange(50) % 10)
-    chosen = inference.by_class(split, 2)  # 5 images a class: the last one fills no batch
+    chosen = by_class(split, 2)  # 5 images a class: the last one fills no batch
     pairs = chosen.labels.reshape(-1, 2)
     assert len(chosen.labels) == 40 and np.all(pairs[:, 0] == pairs[:, 1])
     np.testing.assert_array_equal(chosen.images[:, 0] % 10, chosen.labels)
@@ -125,13 +136,13 @@ def test_batches_of_one_class():
 def inference_records(running, fresh, batch_of_2, batch_of_all, one_class, early=0.5) -> list[dict]:
     records = []
     for step, value in ((0, 0.1), (100, early), (1000, running)):
-        records += records_of(inference.RUNNING, step, value)
-        records += records_of(inference.BATCH, step, 0.9)
+        records += records_of(RUNNING, step, value)
+        records += records_of(BATCH, step, 0.9)
     for step, value in ((0, 0.1), (100, 0.9), (1000, fresh)):
-        records += records_of(inference.RECALIBRATED, step, value)
+        records += records_of(RECALIBRATED, step, value)
     for size, value in ((2, batch_of_2), (500, batch_of_all)):
-        records += records_of(inference.SHUFFLED, size, value)
-    return records + records_of(inference.ONE_CLASS, 2, one_class)
+        records += records_of(SHUFFLED, size, value)
+    return records + records_of(ONE_CLASS, 2, one_class)
 
 
 def test_inference_holds_or_fails():
@@ -148,11 +159,11 @@ def test_inference_holds_or_fails():
 
 def test_paint():
     grey = Split(np.array([[0.0, 0.5, 1.0, 0.25]], np.float32), np.zeros(1, np.int32))
-    painted = covariate_shift.paint(grey, (2, 2, 1), (0, 0, 0.5), (1, 0.5, 0))
+    painted = paint(grey, (2, 2, 1), (0, 0, 0.5), (1, 0.5, 0))
     expected = [[0, 0, 0.5], [0.5, 0.25, 0.25], [1, 0.5, 0], [0.25, 0.125, 0.375]]
     np.testing.assert_allclose(painted.images.reshape(4, 3), expected)
     colours = Split(np.array([[0.1, 0.2, 0.3]], np.float32), np.zeros(1, np.int32))
-    inverted = covariate_shift.paint(colours, (1, 1, 3), *covariate_shift.PAINTS["inverted"])
+    inverted = paint(colours, (1, 1, 3), *PAINTS["inverted"])
     np.testing.assert_allclose(inverted.images, [[0.9, 0.8, 0.7]], rtol=1e-6)
 
 
@@ -160,15 +171,13 @@ def test_adapting_undoes_low_contrast_and_not_inversion(networks):
     model, variables = networks
     shape, rng = (1, 2, 3), np.random.default_rng(2)
     images = rng.uniform(size=(200, 6)).astype(np.float32)
-    known = adapt(model, variables, [images], call=evaluated, transform=OverSeeds())
+    known = adapt(model, variables, [images], call=evaluated, transform=over_seeds)
     labels = model.apply(jax.tree.map(lambda v: v[0], known), images, train=False).argmax(1)
     assert np.bincount(labels).max() < 150
 
     def accuracy(name: str) -> float:
-        painted = covariate_shift.paint(
-            Split(images, labels), shape, *covariate_shift.PAINTS[name]
-        ).images
-        adapted = adapt(model, variables, [painted], call=evaluated, transform=OverSeeds())
+        painted = paint(Split(images, labels), shape, *PAINTS[name]).images
+        adapted = adapt(model, variables, [painted], call=evaluated, transform=over_seeds)
         return float(running_accuracy(model, adapted, painted, labels)[0])
 
     assert accuracy("low contrast") > 0.97
@@ -177,7 +186,7 @@ def test_adapting_undoes_low_contrast_and_not_inversion(networks):
 
 def shift_records(old: float, few: float, every: float) -> list[dict]:
     records = records_of("grey, as trained", 0, 0.98)
-    for shift in covariate_shift.SHIFTS:
+    for shift in SHIFTS:
         records += records_of(f"{shift}, as trained", 0, old)
         for number, value in ((4, 0.3), (64, few), (1024, every)):
             records += records_of(f"{shift}, adapted", number, value)
@@ -202,17 +211,17 @@ def test_covariate_shift_holds_or_fails():
 def test_the_other_half_of_the_classes():
     images = np.arange(20, dtype=np.float32)[:, None]
     split = Split(images, np.arange(20, dtype=np.int32) % 10)
-    new = transfer.half(Dataset("made up", split, split), 5).train
+    new = half(Dataset("made up", split, split), 5).train
     np.testing.assert_array_equal(new.labels, new.images[:, 0] % 10 - 5)
     assert len(new.labels) == 10
 
 
 def test_examples_are_as_many_of_each_class_and_batches_go_through_them():
     labels = np.arange(100) % 5
-    rows = transfer.draw_examples(labels, 3, seed=0)
+    rows = draw_examples(labels, 3, seed=0)
     np.testing.assert_array_equal(np.bincount(labels[rows]), [3] * 5)
-    assert set(rows) != set(transfer.draw_examples(labels, 3, seed=1))
-    batches = transfer.draw_batches(rows, 5, 6, seed=0)  # 30 of 15 rows: two epochs
+    assert set(rows) != set(draw_examples(labels, 3, seed=1))
+    batches = draw_batches(rows, 5, 6, seed=0)  # 30 of 15 rows: two epochs
     assert batches.shape == (5, 6)
     assert sorted(batches.ravel()[:15]) == sorted(batches.ravel()[15:]) == sorted(rows)
 
@@ -220,7 +229,7 @@ def test_examples_are_as_many_of_each_class_and_batches_go_through_them():
 def transfer_records(frozen: dict, adapted: dict, trained: dict, scratch: dict) -> list[dict]:
     """Accuracies at 5 and 50 examples, and at mini-batches of 2."""
     records = []
-    ways = zip(transfer.WAYS, (frozen, adapted, trained, scratch), strict=True)
+    ways = zip(WAYS, (frozen, adapted, trained, scratch), strict=True)
     for way, accuracy in ways:
         records += records_of(f"{way}, by examples", 5, accuracy["few"])
         records += records_of(f"{way}, by examples", 50, accuracy["many"])

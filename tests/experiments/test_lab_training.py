@@ -14,9 +14,23 @@ from experiments.common import plots
 from experiments.common.claims import FAILS, HOLDS, IN_PART, Interval, overall, provided
 from experiments.common.histories import log_speed_up
 from experiments.common.loop import init_state
+from experiments.common.models import ACTIVATIONS
 from experiments.common.rates import SGD, at_rate
 from experiments.common.records import without_nan
+from experiments.common.settings import NETWORKS, NORMALISED, PLAIN
 from experiments.lab import depth, learning_rate, optimizers, placement
+from experiments.lab.depth.gradients import gradient_norms
+from experiments.lab.depth.networks import DeepNet
+from experiments.lab.depth.settings import DepthSettings, gradient_name
+from experiments.lab.depth.settings import trial_name as depth_name
+from experiments.lab.learning_rate.settings import RELU, SIGMOID, LearningRateSettings
+from experiments.lab.learning_rate.settings import trial_name as rate_name
+from experiments.lab.optimizers.networks import moves
+from experiments.lab.optimizers.settings import OPTIMIZERS
+from experiments.lab.optimizers.settings import trial_name as optimizer_name
+from experiments.lab.placement.networks import enlarge
+from experiments.lab.placement.settings import AFTER, PLACES, STARTS, USUAL, PlacementSettings
+from experiments.lab.placement.settings import trial_name as place_name
 
 SEEDS, STEPS = 4, (0, 50, 100)
 
@@ -44,7 +58,7 @@ def verdicts(module, records, settings=None) -> list[str]:
 
 # learning_rate
 
-RATES = learning_rate.LearningRateSettings(steps=100, rates=15)
+RATES = LearningRateSettings(steps=100, rates=15)
 
 
 def sweep_records(top: dict, seeds: int = SEEDS) -> list[dict]:
@@ -54,18 +68,18 @@ def sweep_records(top: dict, seeds: int = SEEDS) -> list[dict]:
     and after 100 below.
     """
     records = []
-    for activation, network in product(learning_rate.ACTIVATIONS, learning_rate.NETWORKS):
+    for activation, network in product((RELU, SIGMOID), NETWORKS):
         for rate in RATES.grid:
             usable = rate < top[activation, network]
             final = 0.95 + 1e-4 * np.log(rate) if usable else 0.1
             reached = 50 if rate > top[activation, network] / 5 else 100
-            name = learning_rate.trial_name(activation, network, rate)
+            name = rate_name(activation, network, rate)
             records += history(name, final, reached, seeds)
     return records
 
 
 def tops(plain: float, normalised: float, sigmoid_plain: float, sigmoid: float) -> dict:
-    keys = product(learning_rate.ACTIVATIONS, learning_rate.NETWORKS)
+    keys = product((RELU, SIGMOID), NETWORKS)
     return dict(zip(keys, (plain, normalised, sigmoid_plain, sigmoid), strict=True))
 
 
@@ -100,7 +114,7 @@ def test_speed_is_taken_at_five_and_thirty_times_the_best_rate():
     records = sweep_records(tops(0.2, 3.0, 0.0, 1.0))
     # Without batch norm the best rate, 0.139, now needs 100 steps; with it 0.72 needs 50, and 3.7
     # is too large.
-    slow = learning_rate.trial_name("ReLU", learning_rate.PLAIN, RATES.grid[6])
+    slow = rate_name(RELU, PLAIN, RATES.grid[6])
     records = [r for r in records if r["network"] != slow] + history(slow, 0.96, 100)
     claims = learning_rate.judge(records, RATES)[1:3]
     rates = [claim.numbers["rate_with"] / claim.numbers["rate_without"] for claim in claims]
@@ -121,22 +135,22 @@ def test_at_rate_sets_the_rate_of_every_seed():
 
 # depth
 
-DEPTHS = depth.DepthSettings(steps=100, depths=(2, 4))
+DEPTHS = DepthSettings(steps=100, depths=(2, 4))
 
 
 def depth_records(change: dict, final: dict, seeds: int = SEEDS) -> list[dict]:
     """The gradient of the first layer at four layers is `change` times that at two."""
     records = []
-    for activation, network in product(depth.ACTIVATIONS, depth.NETWORKS):
+    for activation, network in product(ACTIVATIONS, NETWORKS):
         for layers, norm in ((2, 1.0), (4, change[network])):
-            gradients = {depth.gradient_name(layer): norm for layer in range(1, layers + 1)}
-            name = depth.trial_name(activation, network, layers)
+            gradients = {gradient_name(layer): norm for layer in range(1, layers + 1)}
+            name = depth_name(activation, network, layers)
             records += history(name, final[network], 50, seeds, **gradients)
     return records
 
 
 def both(plain, normalised) -> dict:
-    return {depth.PLAIN: plain, depth.NORMALISED: normalised}
+    return {PLAIN: plain, NORMALISED: normalised}
 
 
 @pytest.mark.parametrize(
@@ -172,12 +186,12 @@ def test_depth_with_one_seed_holds_in_part():
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_gradient_norms_are_those_of_the_weights(batch_norm):
     """Against the network written out layer by layer, differentiated by central differences."""
-    model = depth.DeepNet(3, 5, nn.tanh, batch_norm)
+    model = DeepNet(3, 5, nn.tanh, batch_norm)
     init = jax.jit(partial(init_state, model=model, optimizer=SGD, pixels=6))
     state = init(jax.random.key(1))
     images = jax.random.normal(jax.random.key(2), (8, 6))
     labels = jnp.arange(8) % 10
-    norms = jax.jit(partial(depth.gradient_norms, model=model))(state, (images, labels))
+    norms = jax.jit(partial(gradient_norms, model=model))(state, (images, labels))
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
     kernels = [params["first"]["Dense_0"]["kernel"], *params["others"]["Dense_0"]["kernel"]]
     for layer, kernel in enumerate(kernels):
@@ -209,16 +223,16 @@ def written_out(kernels, params, images, labels, batch_norm) -> float:
 
 
 def placement_records(final: dict, reached: dict, seeds: int = SEEDS) -> list[dict]:
-    kinds = product(placement.ACTIVATIONS, placement.PLACES, placement.STARTS)
+    kinds = product(ACTIVATIONS, PLACES, STARTS)
     records = []
     for activation, place, start in kinds:
-        name = placement.trial_name(activation, place, start)
+        name = place_name(activation, place, start)
         records += history(name, final[place], reached[place], seeds)
     return records
 
 
 def places(none, before, after) -> dict:
-    return dict(zip(placement.PLACES, (none, before, after), strict=True))
+    return dict(zip(PLACES, (none, before, after), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -231,15 +245,15 @@ def places(none, before, after) -> dict:
     ],
 )
 def test_placement(final, reached, expected):
-    settings = placement.PlacementSettings(steps=100)
+    settings = PlacementSettings(steps=100)
     records = placement_records(places(*final), places(*reached))
     assert verdicts(placement, records, settings) == expected
 
 
 def test_a_place_that_suits_some_activations_holds_in_part():
-    settings = placement.PlacementSettings(steps=100)
+    settings = PlacementSettings(steps=100)
     records = placement_records(places(0.95, 0.95, 0.95), places(100, 50, 50))
-    slow = placement.trial_name("tanh", placement.AFTER, placement.USUAL)
+    slow = place_name("tanh", AFTER, USUAL)
     records = [r for r in records if r["network"] != slow] + history(slow, 0.95, 100)
     assert verdicts(placement, records, settings)[:2] == [HOLDS, IN_PART]
 
@@ -251,7 +265,7 @@ def test_enlarge_spares_all_but_the_hidden_weights():
     states = TrainState.create(params=params, tx=SGD)
     larger = {"kernel": jnp.full((2, 2), 16.0), "bias": jnp.ones(2)}
     expected = params | {"Dense_0": larger, "Dense_1": larger}
-    found = placement.enlarge(16.0, 2)(states).params
+    found = enlarge(16.0, 2)(states).params
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -260,11 +274,11 @@ def test_enlarge_spares_all_but_the_hidden_weights():
 
 def optimizer_records(accuracy: tuple, reached: tuple, moved: float, seeds: int = SEEDS):
     records = []
-    for optimizer in optimizers.OPTIMIZERS:
-        plain, normalised = (optimizers.trial_name(optimizer, n) for n in optimizers.NETWORKS)
+    for optimizer in OPTIMIZERS:
+        plain, normalised = (optimizer_name(optimizer, n) for n in NETWORKS)
         records += history(plain, accuracy[0], reached[0], seeds)
-        moves = {"moved_scale": moved, "moved_bias": moved}
-        records += history(normalised, accuracy[1], reached[1], seeds, **moves)
+        moved_by = {"moved_scale": moved, "moved_bias": moved}
+        records += history(normalised, accuracy[1], reached[1], seeds, **moved_by)
     return records
 
 
@@ -284,7 +298,7 @@ def test_optimizers(accuracy, reached, moved, expected):
 def test_one_optimizer_that_leaves_the_scale_makes_it_part():
     records = optimizer_records((0.95, 0.97), (100, 50), 0.2)
     for record in records:
-        if record["network"] == optimizers.trial_name("Adam", optimizers.NORMALISED):
+        if record["network"] == optimizer_name("Adam", NORMALISED):
             record["moved_scale"] = 0.0
     assert verdicts(optimizers, records)[0] == IN_PART
 
@@ -295,10 +309,10 @@ def test_moves_are_root_mean_squares_over_all_layers():
         "BatchNorm_1": {"scale": jnp.array([1.0, -3.0]), "bias": jnp.array([2.0, 0.0])},
         "Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.full(2, 9.0)},
     }
-    found = optimizers.moves(params)
+    found = moves(params)
     np.testing.assert_allclose(found["moved_scale"], 2.5)  # sqrt((9 + 16) / 4)
     np.testing.assert_allclose(found["moved_bias"], 1.0)
-    assert optimizers.moves({"Dense_0": params["Dense_0"]}) == {}
+    assert moves({"Dense_0": params["Dense_0"]}) == {}
 
 
 # What they share
@@ -310,7 +324,7 @@ DIVERGED = {
     depth: (depth_records(both(0.0, NAN), both(0.1, NAN), 1), DEPTHS),
     placement: (
         placement_records(places(NAN, 0.1, 0.1), places(0, 0, 0), 1),
-        placement.PlacementSettings(steps=100),
+        PlacementSettings(steps=100),
     ),
     optimizers: (optimizer_records((0.95, NAN), (50, 50), NAN, 1), optimizers.PRESETS["quick"]),
 }

@@ -9,8 +9,9 @@ import pytest
 from experiments.common.claims import FAILS, HOLDS, IN_PART, paired_interval, verdict
 from experiments.common.histories import steps_to_target
 from experiments.common.records import to_json
+from experiments.common.settings import NORMALISED, PLAIN
 from experiments.lab.convergence.figure import draw
-from experiments.lab.convergence.settings import NORMALISED, PLAIN, PRESETS
+from experiments.lab.convergence.settings import PRESETS
 from experiments.lab.convergence.verdict import judge
 
 STEPS = np.arange(0, 1001, 50)

@@ -5,24 +5,28 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FixedLocator,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-    PercentFormatter,
-    StrMethodFormatter,
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, PercentFormatter
+
+from experiments.common.histories import final_mean, geometric_mean, steps_to_target
+from experiments.common.plots import (
+    COLORS,
+    COUNT,
+    GREY,
+    OPAQUE,
+    STYLES,
+    WIDTH_INCHES,
+    data_and_seeds,
+    draw_band,
+    entitle,
+    headline,
+    set_ticks,
+    stretch_steps,
 )
-
-from experiments.common.histories import final_mean, mean_steps, steps_to_target
-from experiments.common.plots import BLUE, GREY, ORANGE, WIDTH_INCHES, data_and_seeds, draw_band
 from experiments.common.records import Record, series
-from experiments.lab.convergence.settings import NETWORKS, NORMALISED, PLAIN, ConvergenceSettings
+from experiments.common.settings import NETWORKS, NORMALISED, PLAIN
+from experiments.lab.convergence.settings import ConvergenceSettings
 
-COLORS = {PLAIN: ORANGE, NORMALISED: BLUE}
-STYLES = {PLAIN: "--", NORMALISED: "-"}
 ACCURACY_TICKS = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
-STEP_FORMAT = "{x:,.0f}"
 SHOWN_SEED = 0  # percentiles of one network, as in the paper: a unit has no sign to average over
 
 
@@ -35,9 +39,9 @@ def draw(records: Sequence[Record], settings: ConvergenceSettings) -> Figure:
     right = figure.add_subplot(grid[1, 1], sharey=left)
     for letter, ax, network in (("b", left, PLAIN), ("c", right, NORMALISED)):
         draw_percentiles(ax, records, network)
-        _title(ax, letter, f"sigmoid input {network} (seed {SHOWN_SEED})")
+        entitle(ax, f"sigmoid input {network} (seed {SHOWN_SEED})", letter)
     left.set_ylabel("input of one last-layer sigmoid\n(percentiles over the test set)")
-    figure.suptitle("Batch norm trains faster and steadier", fontsize=13, fontweight="bold")
+    headline(figure, "Batch norm trains faster and steadier")
     return figure
 
 
@@ -50,35 +54,27 @@ def draw_accuracy(ax: Axes, records: Sequence[Record], settings: ConvergenceSett
         label = f"{network}: {_outcome(steps, accuracy, reached, target)}"
         draw_band(ax, steps, accuracy, COLORS[network], label, STYLES[network])
         if np.isfinite(reached).all():
-            ax.plot(
-                mean_steps(reached), settings.target_accuracy, "o", color=COLORS[network], zorder=3
-            )
-    ax.axhline(settings.target_accuracy, color=GREY, linewidth=0.9, linestyle=":")
+            ax.plot(geometric_mean(reached), target, "o", color=COLORS[network], zorder=3)
+    ax.axhline(target, color=GREY, linewidth=0.9, linestyle=":")
     _stretch_axes(ax, settings)
     rate = f"learning rate {settings.learning_rate:g}, mini-batch {settings.batch_size}"
     ax.set_xlabel(f"training step, log scale ({rate})")
-    ax.legend(loc="upper left", facecolor="white", edgecolor="none", framealpha=1)
-    _title(ax, "a", f"three layers of 100 sigmoids: {data_and_seeds(settings)}")
+    ax.legend(loc="upper left", **OPAQUE)
+    entitle(ax, f"three layers of 100 sigmoids: {data_and_seeds(settings)}", "a")
 
 
 def _stretch_axes(ax: Axes, settings: ConvergenceSettings) -> None:
     """Logarithmic steps, and accuracy stretched near 100 %, for what happens early and late."""
-    ax.set_xscale("log")
-    ax.set_xlim(min(settings.eval_every, settings.steps / 2), settings.steps)
+    stretch_steps(ax, settings, LogLocator(subs=(1, 2, 5)))
     ax.set_yscale("logit")
     ax.set_ylim(0.07, 0.997)  # the legend goes above
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(StrMethodFormatter(STEP_FORMAT))
-    ax.yaxis.set_major_locator(FixedLocator(ACCURACY_TICKS))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    set_ticks(ax.yaxis, FixedLocator(ACCURACY_TICKS), PercentFormatter(1, decimals=0))
     ax.set_ylabel("test accuracy (logit scale)")
 
 
 def _outcome(steps: np.ndarray, accuracy: np.ndarray, reached: np.ndarray, target: float) -> str:
     """Such as "90% after 51 steps, 94.7% at the end", for the label of a curve."""
-    speed = f"{target:.0%} after {mean_steps(reached):,.0f} steps"
+    speed = f"{target:.0%} after {geometric_mean(reached):,.0f} steps"
     if np.isinf(reached).any():
         speed = f"{target:.0%} not reached by every seed"
     return f"{speed}, {final_mean(steps, accuracy).mean():.1%} at the end"
@@ -97,7 +93,7 @@ def draw_percentiles(ax: Axes, records: Sequence[Record], network: str) -> None:
         _label_end(ax, steps, values, name)
     ax.set_xlim(0, steps[-1])
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.xaxis.set_major_formatter(StrMethodFormatter(STEP_FORMAT))
+    ax.xaxis.set_major_formatter(COUNT)
     ax.set_xlabel("training step")
 
 
@@ -105,7 +101,3 @@ def _label_end(ax: Axes, steps: np.ndarray, values: np.ndarray, name: str) -> No
     if np.isfinite(values[-1]):
         where = (float(steps[-1]), float(values[-1]))
         ax.annotate(name, where, xytext=(4, 0), textcoords="offset points", va="center", color=GREY)
-
-
-def _title(ax: Axes, letter: str, text: str) -> None:
-    ax.set_title(f"{letter}   {text}", loc="left", fontweight="bold")

@@ -7,8 +7,9 @@ import optax
 from experiments.common.data import Dataset, binarize
 from experiments.common.metrics import evaluate_with_inputs
 from experiments.common.models import MLP
+from experiments.common.settings import NETWORKS, NORMALISED
 from experiments.common.trials import Trial, training
-from experiments.lab.convergence.settings import NETWORKS, NORMALISED, ConvergenceSettings
+from experiments.lab.convergence.settings import ConvergenceSettings
 
 
 def trials(settings: ConvergenceSettings, data: Dataset) -> list[Trial]:

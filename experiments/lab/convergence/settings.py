@@ -1,26 +1,20 @@
-"""The presets, and the names of the networks that are trained."""
+"""The presets."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from experiments.common.settings import Settings
-
-PLAIN, NORMALISED = NETWORKS = ("without batch norm", "with batch norm")
-TARGET_ACCURACY = {"digits": 0.9, "mnist": 0.97}
+from experiments.common.settings import TargetSettings
 
 
 @dataclass(frozen=True)
-class ConvergenceSettings(Settings):
+class ConvergenceSettings(TargetSettings):
     """Settings of both networks."""
 
+    targets: ClassVar[dict[str, float]] = {"digits": 0.9, "mnist": 0.97}
     init_std: float = 0.1  # standard deviation of the first weights
     momentum: float = 0.9  # weight of the old value in batch norm's running averages
     layer: int = -1  # hidden layer whose sigmoid is watched: the last,
     unit: int = 0  # and the unit in it, fixed before any run
-
-    @property
-    def target_accuracy(self) -> float:
-        """The test accuracy for which steps are counted."""
-        return TARGET_ACCURACY[self.data]
 
 
 PRESETS = {

@@ -20,15 +20,16 @@ import numpy as np
 from experiments.common.claims import (
     VERDICT_RULE,
     Claim,
-    Interval,
+    as_factor,
     as_percent,
     paired_interval,
     verdict,
     with_interval,
 )
-from experiments.common.histories import count_steps, final_mean, log_speed_up, steps_to_target
+from experiments.common.histories import count_steps, final, log_speed_up, steps_to_target
 from experiments.common.records import Record, series
-from experiments.lab.convergence.settings import NORMALISED, PLAIN, ConvergenceSettings
+from experiments.common.settings import NORMALISED, PLAIN
+from experiments.lab.convergence.settings import ConvergenceSettings
 
 PERCENTILES = ("input_p15", "input_p50", "input_p85")
 
@@ -51,7 +52,7 @@ def judge_speed(records: Sequence[Record], target: float) -> Claim:
     last = float(steps[-1])
     logs = log_speed_up(plain, normalised, last)
     interval = paired_interval(logs)
-    factor = Interval(*(float(np.exp(value)) for value in interval))
+    factor = as_factor(interval)
     found = (
         f"steps to {target:.0%}: {count_steps(normalised, last)} with, "
         f"{count_steps(plain, last)} without; "
@@ -75,8 +76,7 @@ def judge_speed(records: Sequence[Record], target: float) -> Claim:
 
 def judge_accuracy(records: Sequence[Record]) -> Claim:
     """Whether batch norm ends at a higher test accuracy."""
-    histories = (series(records, network, "test_accuracy") for network in (PLAIN, NORMALISED))
-    plain, normalised = (final_mean(steps, accuracy) for steps, accuracy in histories)
+    plain, normalised = (final(records, n, "test_accuracy") for n in (PLAIN, NORMALISED))
     interval = paired_interval(normalised - plain)
     found = (
         f"{normalised.mean():.2%} with, {plain.mean():.2%} without; "
@@ -103,7 +103,7 @@ def judge_drift(records: Sequence[Record], *, relative: bool) -> Claim:
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(plain) - np.log(normalised)
     interval = paired_interval(logs)
-    factor = Interval(*(float(np.exp(value)) for value in interval))
+    factor = as_factor(interval)
     found = (
         f"percentiles drift by {normalised.mean():.2f} with, {plain.mean():.2f} without; "
         f"{with_interval(factor, '#.3g')} times less"

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.common.plots import (
     BLUE,
+    COUNT,
     GREEN,
     ORANGE,
     PINK,
@@ -16,17 +17,12 @@ from experiments.common.plots import (
     WIDTH_INCHES,
     data_and_seeds,
     draw_band,
+    entitle,
+    headline,
 )
 from experiments.common.records import Record, series
-from experiments.lab.landscape.settings import (
-    L1,
-    LINF,
-    NETWORKS,
-    NOISY,
-    NORMALISED,
-    PLAIN,
-    LandscapeSettings,
-)
+from experiments.common.settings import NORMALISED, PLAIN
+from experiments.lab.landscape.settings import L1, LINF, NETWORKS, NOISY, LandscapeSettings
 
 COLORS = {PLAIN: ORANGE, NORMALISED: BLUE, NOISY: PINK, L1: GREEN, LINF: SKY}
 STYLES = {PLAIN: "--", NORMALISED: "-", NOISY: "-.", L1: ":", LINF: (0, (5, 1, 1, 1, 1, 1))}
@@ -47,16 +43,15 @@ def draw(records: Sequence[Record], settings: LandscapeSettings) -> Figure:
     axes[4].set_ylim(top=1.03)
     axes[5].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for letter, ax in zip("abcdef", axes, strict=True):
-        ax.set_title(f"{letter}   {ax.get_title(loc='left')}", loc="left", fontweight="bold")
+        entitle(ax, ax.get_title(loc="left"), letter)
     for ax in axes[3:]:
         ax.set_xlabel("training step")
     handles, labels = axes[5].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    figure.suptitle(
+    headline(
+        figure,
         "A smoother loss explains batch norm, not less covariate shift\n"
         f"({data_and_seeds(settings)}, learning rate {settings.learning_rate:g})",
-        fontsize=13,
-        fontweight="bold",
     )
     return figure
 
@@ -90,4 +85,4 @@ def _finish(ax: Axes, title: str, axis: str) -> None:
     ax.set_title(title, loc="left")
     ax.set_ylabel(axis)
     ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_major_formatter(COUNT)

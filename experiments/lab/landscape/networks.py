@@ -13,17 +13,10 @@ from bnjax.linen import BatchNorm
 from experiments.common.data import Dataset
 from experiments.common.loop import one_by_one
 from experiments.common.models import MLP, ConvNet, Norm, OfPixels
+from experiments.common.settings import NORMALISED, PLAIN
 from experiments.common.trials import Trial, training
 from experiments.lab.landscape.explore import explore, unrolled
-from experiments.lab.landscape.settings import (
-    L1,
-    LINF,
-    NETWORKS,
-    NOISY,
-    NORMALISED,
-    PLAIN,
-    LandscapeSettings,
-)
+from experiments.lab.landscape.settings import L1, LINF, NETWORKS, NOISY, LandscapeSettings
 
 MEAN, STD = 0.5, 1.25  # a channel's shift is drawn from +-0.5, its scale from 1 to 1.25 ...
 JITTER = 0.1  # ... and each activation's from within 0.1 of that

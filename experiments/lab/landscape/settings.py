@@ -1,19 +1,20 @@
 """The presets, and the names of the networks that are trained."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from experiments.common.settings import Settings
+from experiments.common.settings import NORMALISED, PLAIN, TargetSettings
 
-PLAIN, NORMALISED, NOISY = "without batch norm", "with batch norm", "with noise after it"
+NOISY = "with noise after it"
 L1, LINF = "l1 norm", "l-infinity norm"
 NETWORKS = (PLAIN, NORMALISED, NOISY, L1, LINF)
-TARGET_ACCURACY = {"digits": 0.9, "mnist": 0.95, "cifar10": 0.4}
 
 
 @dataclass(frozen=True)
-class LandscapeSettings(Settings):
+class LandscapeSettings(TargetSettings):
     """Settings of all networks, and of what is explored around them."""
 
+    targets: ClassVar[dict[str, float]] = {"digits": 0.9, "mnist": 0.95, "cifar10": 0.4}
     hidden: tuple[int, ...] = (64,) * 6  # of the fully connected network, on digits
     init_std: float = 0.18  # He's scale for a ReLU with 64 inputs
     widths: tuple[int, ...] = (16, 32, 64, 64)  # of the convolutional network, on other data
@@ -22,11 +23,6 @@ class LandscapeSettings(Settings):
     longest: float = 4.0
     points: int = 8
     images: int = 2000  # training images that the explored mini-batches are taken from
-
-    @property
-    def target_accuracy(self) -> float:
-        """The test accuracy for which steps are counted."""
-        return TARGET_ACCURACY[self.data]
 
 
 PRESETS = {

@@ -18,21 +18,24 @@ from experiments.common.claims import (
     VERDICT_RULE,
     Claim,
     Interval,
+    as_factor,
     paired_interval,
     verdict,
     verdict_same,
     with_interval,
 )
-from experiments.common.histories import mean_steps, steps_to_target
+from experiments.common.histories import geometric_mean, log_speed_up, steps_to_target
 from experiments.common.records import Record, series
-from experiments.lab.landscape.settings import (
-    L1,
-    LINF,
-    NOISY,
-    NORMALISED,
-    PLAIN,
-    LandscapeSettings,
+from experiments.common.settings import NORMALISED, PLAIN
+from experiments.lab.landscape.measured import (
+    change,
+    history,
+    log_ratio,
+    loss_range,
+    shift,
+    smoothness,
 )
+from experiments.lab.landscape.settings import L1, LINF, NOISY, LandscapeSettings
 
 SAME = 1.5  # a factor of steps that is the same speed here
 Measured = Callable[[Sequence[Record], str], np.ndarray]  # of one network, (seeds, evaluations)
@@ -68,33 +71,6 @@ def judge(records: Sequence[Record], settings: LandscapeSettings) -> list[Claim]
     ]
 
 
-def loss_range(records: Sequence[Record], network: str) -> np.ndarray:
-    """Largest minus smallest loss along the gradient."""
-    low, high = (_history(records, network, f"loss_{end}") for end in ("low", "high"))
-    return high - low
-
-
-def change(records: Sequence[Record], network: str) -> np.ndarray:
-    """The largest change of the gradient."""
-    return _history(records, network, "change_high")
-
-
-def smoothness(records: Sequence[Record], network: str) -> np.ndarray:
-    """The effective beta."""
-    return _history(records, network, "beta")
-
-
-def shift(records: Sequence[Record], network: str) -> np.ndarray:
-    """The change of a layer's gradient by the step of the layers before."""
-    return _history(records, network, "shift")
-
-
-def log_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean over evaluations of log(a / b), (seeds,)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (np.log(a) - np.log(b)).mean(1)
-
-
 def judge_shift(records: Sequence[Record]) -> Claim:
     """Whether batch norm leaves as much covariate shift as there is without it, or more."""
     plain, normalised = shift(records, PLAIN), shift(records, NORMALISED)
@@ -110,7 +86,7 @@ def judge_shift(records: Sequence[Record]) -> Claim:
 
 def judge_cosine(records: Sequence[Record]) -> Claim:
     """The same by the angle between the two gradients, which does not hang on their size."""
-    plain, normalised = (_history(records, n, "shift_cosine") for n in (PLAIN, NORMALISED))
+    plain, normalised = (history(records, n, "shift_cosine") for n in (PLAIN, NORMALISED))
     interval = paired_interval(plain.mean(1) - normalised.mean(1))
     return Claim(
         claim="batch norm does not turn the gradients less",
@@ -129,16 +105,17 @@ def judge_noise(records: Sequence[Record], target: float) -> Claim:
     both = np.isfinite(normalised) & np.isfinite(noisy)
     logs = np.log(np.where(both, noisy, np.nan)) - np.log(np.where(both, normalised, 1.0))
     interval = paired_interval(logs)
+    factor = as_factor(interval)
     return Claim(
         claim="noise does not slow batch norm down",
         paper="section 2.1, Fig. 2: hardly any difference in training",
         found=f"steps to {target:.0%}: {_told(noisy, last)} with noise, "
-        f"{_told(normalised, last)} without noise; {with_interval(_exp(interval), '#.3g')} times",
+        f"{_told(normalised, last)} without noise; {with_interval(factor, '#.3g')} times",
         verdict=verdict_same(interval, float(np.log(SAME))),
         test=f"ratio of steps to {target:.0%} test accuracy. holds: its 95 % t-interval over seeds "
         f"lies within a factor of {SAME:g}; in part: only the mean does; does not hold here: "
         "neither, or a seed that never gets there",
-        numbers=_numbers(_exp(interval)),
+        numbers=_numbers(factor),
     )
 
 
@@ -159,18 +136,15 @@ def _smaller(
 def _faster(claim: str, records: Sequence[Record], network: str, target: float) -> Claim:
     """`network` takes fewer steps to the target than the one without batch norm."""
     last, (plain, other) = _steps(records, (PLAIN, network), target)
-    # Never reached counts as reached at the end: too early for the network without batch norm,
-    # and where it is the other one the ratio is at most 1 either way.
-    logs = np.log(np.minimum(plain, last) / np.minimum(other, last))
-    interval = paired_interval(logs)
+    interval = paired_interval(log_speed_up(plain, other, last))
     return Claim(
         claim=claim,
         paper="Fig. 2" if network == NOISY else "section 3.3: as good as batch norm, or better",
         found=f"steps to {target:.0%}: {_told(other, last)} {_with(network)}, "
-        f"{_told(plain, last)} without; {with_interval(_exp(interval), '#.3g')} times fewer",
+        f"{_told(plain, last)} without; {with_interval(as_factor(interval), '#.3g')} times fewer",
         verdict=verdict(interval),
         test=f"log ratio of steps to {target:.0%} test accuracy. {VERDICT_RULE}",
-        numbers=_numbers(_exp(interval)),
+        numbers=_numbers(as_factor(interval)),
     )
 
 
@@ -184,9 +158,9 @@ def _factor(
 ) -> Claim:
     """A claim on log ratios (seeds,); `found` tells the geometric means `a` and `b`."""
     interval = paired_interval(logs)
-    factor = _exp(interval)
+    factor = as_factor(interval)
     with np.errstate(divide="ignore"):
-        a, b = (float(np.exp(np.log(values).mean())) for values in measured)
+        a, b = (geometric_mean(values) for values in measured)
     return Claim(
         claim=claim,
         paper=paper,
@@ -195,12 +169,6 @@ def _factor(
         test=f"{test}. {VERDICT_RULE}",
         numbers=_numbers(factor),
     )
-
-
-def _history(records: Sequence[Record], network: str, name: str) -> np.ndarray:
-    """A metric (seeds, evaluations) after the first step."""
-    steps, values = series(records, network, name)
-    return values[:, steps > 0]
 
 
 def _steps(
@@ -214,16 +182,12 @@ def _steps(
 
 def _told(steps: np.ndarray, last: float) -> str:
     """The geometric mean, and how often the target was never reached."""
-    mean, missed = mean_steps(np.minimum(steps, last)), int(np.isinf(steps).sum())
+    mean, missed = geometric_mean(np.minimum(steps, last)), int(np.isinf(steps).sum())
     return f"over {mean:,.0f} (never in {missed} of {len(steps)})" if missed else f"{mean:,.0f}"
 
 
 def _with(network: str) -> str:
     return network if network.startswith("with") else f"with the {network}"
-
-
-def _exp(interval: Interval) -> Interval:
-    return Interval(*(float(np.exp(value)) for value in interval))
 
 
 def _numbers(interval: Interval) -> dict[str, float | list[float]]:
