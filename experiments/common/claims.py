@@ -94,7 +94,7 @@ def as_percent(shares: Interval) -> Interval:
 def with_interval(interval: Interval, form: str) -> str:
     """Such as "3.1 [2.8, 3.4]", each number in the format `form`; one seed has no brackets."""
     if np.isnan(interval.mean):
-        return "undefined (training diverged)"
+        return "undefined (diverged, or never reached)"
     if np.isnan(interval.low):
         return f"{interval.mean:{form}} (one seed, no interval)"
     return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"

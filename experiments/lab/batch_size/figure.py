@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from experiments.common.plots import (
     BLUE,
@@ -19,6 +19,7 @@ from experiments.common.plots import (
     draw_band,
     draw_dots,
     entitle,
+    footnote,
     headline,
     set_ticks,
 )
@@ -38,6 +39,7 @@ from experiments.lab.batch_size.verdict import error
 
 COLORS = {BATCH: BLUE, GROUP: GREEN, RENORM: ORANGE, VIRTUAL: PINK}
 STYLES = {BATCH: "-", GROUP: "--", RENORM: "-.", VIRTUAL: ":"}
+ERRORS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90)  # ticks, in percent
 
 
 def draw(records: Sequence[Record], settings: BatchSizeSettings) -> Figure:
@@ -47,8 +49,9 @@ def draw(records: Sequence[Record], settings: BatchSizeSettings) -> Figure:
     draw_sizes(sizes, records, settings)
     draw_few(few, records)
     sizes.set_yscale("log")
-    set_ticks(sizes.yaxis, LogLocator(subs=(1, 2, 5)), PercentFormatter(100, decimals=0))
+    set_ticks(sizes.yaxis, FixedLocator(ERRORS), PercentFormatter(100, decimals=0))
     headline(figure, "Small batches hurt batch norm, not group norm or batch renorm")
+    footnote(figure, data_and_seeds(settings))
     return figure
 
 
@@ -66,7 +69,7 @@ def draw_sizes(ax: Axes, records: Sequence[Record], settings: BatchSizeSettings)
     ax.set_xlabel("batch size (images; the learning rate in proportion)")
     ax.set_ylabel("test error (log scale)")
     ax.legend(loc="upper right", **OPAQUE)
-    entitle(ax, data_and_seeds(settings))
+    entitle(ax, "error against batch size", "a")
 
 
 def draw_few(ax: Axes, records: Sequence[Record]) -> None:
@@ -79,4 +82,4 @@ def draw_few(ax: Axes, records: Sequence[Record]) -> None:
         [2 * place + 0.4 for place in range(3)], ["batch\nnorm", "batch\nrenorm", "group\nnorm"]
     )
     ax.set_xlabel(f"grey: all classes in a batch, colour: {CLASSES}")
-    entitle(ax, f"few classes, batches of {FEW_CLASSES_AT}")
+    entitle(ax, f"few classes, batches of {FEW_CLASSES_AT}", "b")

@@ -10,11 +10,11 @@ from matplotlib.ticker import FixedLocator, PercentFormatter, ScalarFormatter
 from experiments.common.models import ACTIVATIONS
 from experiments.common.plots import (
     COLORS,
-    GREY,
     WIDTH_INCHES,
     data_and_seeds,
     draw_band,
     entitle,
+    footnote,
     headline,
     set_ticks,
 )
@@ -42,9 +42,7 @@ def draw(records: Sequence[Record], settings: DepthSettings) -> Figure:
     axes[0, 0].set_ylim(FLOOR, 1e5)
     axes[0, 1].legend(loc="lower center", fontsize=8, framealpha=1)
     headline(figure, "Batch norm keeps gradients from vanishing or exploding")
-    figure.supxlabel(
-        f"layers of {settings.width} units; {data_and_seeds(settings)}", fontsize=9, color=GREY
-    )
+    footnote(figure, f"layers of {settings.width} units; {data_and_seeds(settings)}")
     return figure
 
 

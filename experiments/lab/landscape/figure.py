@@ -47,12 +47,10 @@ def draw(records: Sequence[Record], settings: LandscapeSettings) -> Figure:
     for ax in axes[3:]:
         ax.set_xlabel("training step")
     handles, labels = axes[5].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    headline(
-        figure,
-        "A smoother loss explains batch norm, not less covariate shift\n"
-        f"({data_and_seeds(settings)}, learning rate {settings.learning_rate:g})",
-    )
+    options = {"loc": "outside lower center", "ncols": 5, "frameon": False, "fontsize": 9}
+    note = f"{data_and_seeds(settings)}; learning rate {settings.learning_rate:g}"
+    figure.legend(handles, labels, title=note, title_fontsize=9, **options)
+    headline(figure, "A smoother loss explains batch norm, not less covariate shift")
     return figure
 
 

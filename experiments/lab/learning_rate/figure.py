@@ -15,6 +15,7 @@ from experiments.common.plots import (
     data_and_seeds,
     draw_band,
     entitle,
+    footnote,
     headline,
     set_ticks,
 )
@@ -42,8 +43,7 @@ def draw(records: Sequence[Record], settings: LearningRateSettings) -> Figure:
     _mark_factors(axes[0, 0], sweep(records, settings, RELU, PLAIN), settings)
     _label(axes, settings)
     headline(figure, "Batch norm makes larger learning rates usable")
-    note = f"{data_and_seeds(settings)}; c, d: where every seed reaches the target"
-    figure.supxlabel(note, fontsize=9, color=GREY)
+    footnote(figure, f"{data_and_seeds(settings)}; c, d: where every seed reaches the target")
     return figure
 
 
