@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
 from experiments.benchmarks import NAMES
 from experiments.common.errors import UserError
-from experiments.common.words import choice, positive, whole
+from experiments.common.words import choice, positive, text, whole
 from experiments.registry import PRESETS
 from experiments.train.options import Train
 
@@ -35,8 +35,8 @@ class Run:
     preset: Annotated[str, choice(*PRESETS)] = "quick"
     """A run under two minutes, or the setting of the paper."""
     data: Annotated[str | None, choice("digits", "mnist", "cifar10")] = None
-    """Scikit-learn's embedded 8x8 digits, MNIST or CIFAR-10. (default: of the preset)"""
-    data_note: str | None = None
+    """Scikit-learn's embedded 8x8 digits, MNIST or CIFAR-10."""
+    data_note: Annotated[str | None, text("none")] = None
     """Words on the data for figure and report, such as which part of them DIR holds."""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $BNJAX_DATA_DIR)")

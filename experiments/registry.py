@@ -1,4 +1,4 @@
-"""The experiments there are; what a module of one holds is told in `experiments.lab`."""
+"""The experiments there are; what the package of one holds is told in `experiments.lab`."""
 
 from importlib import import_module
 from types import ModuleType
@@ -12,14 +12,14 @@ PRESETS = ("quick", "paper")
 class Experiment(NamedTuple):
     """One line of `python -m experiments list`."""
 
-    name: str  # also the name of its module and of its figure
+    name: str  # also the name of its package and of its figure
     claim: str
     source: str
     minutes: tuple[float, float]  # of the presets, on two cores
 
     @property
     def module(self) -> ModuleType:
-        """The experiment's module, imported only when it is needed."""
+        """The experiment's package, imported only when it is needed."""
         return import_module(f"experiments.lab.{self.name}")
 
     def preset_in_words(self, preset: str) -> str:

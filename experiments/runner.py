@@ -48,7 +48,7 @@ def _run(experiment: Experiment, options: Run, out: Path, console: Console) -> N
     data = _load_data(settings, options.data_dir)
     config = _config(experiment, options.preset, settings, data)
     started = time.monotonic()
-    with results.staged(out, config) as stage:
+    with results.staged(out, config, options.overwrite) as stage:
         _measure(experiment, settings, data, stage, console)
         seconds = time.monotonic() - started
         claims = _write_summary(experiment, settings, stage, seconds)
@@ -83,8 +83,12 @@ def redraw(folder: Path) -> None:
 def choose_settings(experiment: Experiment, options: Run) -> Settings:
     """The preset's settings, with what was given on the command line in their place."""
     preset = _presets(experiment)[options.preset]
-    given = {name: getattr(options, name) for name in OVERRIDES}
-    return dataclasses.replace(preset, **{k: v for k, v in given.items() if v is not None})
+    given = {k: v for k in OVERRIDES if (v := getattr(options, k)) is not None}
+    for name in given.keys() & set(preset.unused):
+        if options.name != ALL:
+            raise UserError(f"--{name.replace('_', '-')} means nothing to {experiment.name}")
+        del given[name]
+    return dataclasses.replace(preset, **given)
 
 
 def _presets(experiment: Experiment) -> dict[str, Settings]:
@@ -94,7 +98,7 @@ def _presets(experiment: Experiment) -> dict[str, Settings]:
 def _describe(settings: Settings) -> str:
     return (
         f"{settings.data_name}, {settings.seeds_in_words}, {settings.steps:,} steps of "
-        f"{settings.batch_size} images, learning rate {settings.learning_rate:g}"
+        f"{settings.batch_size:,} images, {settings.rate_in_words}"
     )
 
 

@@ -45,7 +45,7 @@ def run(options: Benchmark) -> int:
     started, load = time.monotonic(), machine.load()
     if load is not None and load > BUSY:
         console.print(f"load {load}: this machine is busy, which the intervals will show")
-    with results.staged(out, {"benchmark": options.name}) as stage:
+    with results.staged(out, {"benchmark": options.name}, options.overwrite) as stage:
         records = _measure(module, settings, Progress(console), stage / results.METRICS)
         content = {"benchmark": options.name, "settings": dataclasses.asdict(settings)}
         content |= results.environment() | machine.describe()

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 HOLDS = "holds"
-IN_PART = "holds in part"
+IN_PART = "holds in part"  # some of what is claimed does
 FAILS = "does not hold here"
+UNDECIDED = "undecided here"  # the seeds differ too much to tell
+VERDICTS = (HOLDS, IN_PART, FAILS, UNDECIDED)
 CONFIDENCE = 0.95
 
 
@@ -31,7 +33,7 @@ class Claim(NamedTuple):
     claim: str
     paper: str  # what the paper reports
     found: str  # what was found here, in words
-    verdict: str  # HOLDS, IN_PART or FAILS
+    verdict: str  # one of VERDICTS
     test: str  # the rule that made the verdict
     numbers: dict[str, float | list[float]]  # what the rule was given
 
@@ -44,35 +46,39 @@ def paired_interval(differences: Sequence[float] | np.ndarray) -> Interval:
     mean, n = float(values.mean()), len(values)
     if n == 1:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / np.sqrt(n))
+    with np.errstate(invalid="ignore"):  # an infinite difference has no interval
+        half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half)
 
 
 def verdict(interval: Interval) -> str:
-    """HOLDS if the whole interval is above 0, IN_PART if only the mean is, else FAILS.
+    """HOLDS if the whole interval is above 0, FAILS if it is not above 0 at all, else UNDECIDED.
 
-    A single seed has no interval, so it can support a claim in part at most. A run that diverged
-    makes the mean NaN, which supports nothing.
+    A single seed has no interval and decides nothing. A run that diverged makes the mean NaN, which
+    supports nothing.
     """
     if interval.low > 0:
         return HOLDS
-    return IN_PART if interval.mean > 0 else FAILS
+    return FAILS if interval.high <= 0 or not interval.mean > -np.inf else UNDECIDED
 
 
 def verdict_same(interval: Interval, margin: float) -> str:
-    """HOLDS if the whole interval is within +-`margin`, IN_PART if only the mean is, else FAILS.
+    """HOLDS if the whole interval is within +-`margin`, FAILS if it is outside, else UNDECIDED.
 
     For a claim that two things do equally well: a difference that matters has to be named first.
     """
     if max(abs(interval.low), abs(interval.high)) < margin:
         return HOLDS
-    return IN_PART if abs(interval.mean) < margin else FAILS
+    outside = interval.low >= margin or interval.high <= -margin
+    return FAILS if outside or np.isnan(interval.mean) else UNDECIDED
 
 
 def overall(verdicts: Iterable[str]) -> str:
-    """HOLDS if all do, FAILS if all do, else IN_PART."""
+    """The verdict on several claims at once: IN_PART if some hold, FAILS if some fail and none."""
     distinct = set(verdicts)
-    return distinct.pop() if len(distinct) == 1 else IN_PART
+    if len(distinct) == 1:
+        return distinct.pop()
+    return IN_PART if distinct & {HOLDS, IN_PART} else FAILS
 
 
 def provided(outcome: str, *conditions: Interval) -> str:
@@ -121,7 +127,7 @@ def compare(
     rule = VERDICT_RULE
     if margin is not None:
         rule = f"holds: the 95 % t-interval over seeds lies within +-{100 * margin:g} points; "
-        rule += "in part: only the mean does; does not hold here: neither"
+        rule += "does not hold here: it lies outside; undecided: neither"
     return Claim(
         claim=claim,
         paper=paper,
@@ -139,6 +145,6 @@ def compare(
 
 
 VERDICT_RULE = (
-    "holds: the 95 % t-interval over seeds lies above 0; in part: only the mean does; "
-    "does not hold here: neither"
+    "holds: the 95 % t-interval over seeds lies above 0; does not hold here: it does not reach "
+    "above 0; undecided: neither"
 )

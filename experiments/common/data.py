@@ -43,7 +43,9 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """
     if name == "digits":
         if data_dir is not None:
-            raise UserError("--data-dir goes with --data mnist; the digits need no files")
+            raise UserError(
+                "--data-dir goes with --data mnist or cifar10; the digits need no files"
+            )
         return load_digits()
     if data_dir is None and os.environ.get(DATA_DIR_VARIABLE):
         data_dir = Path(os.environ[DATA_DIR_VARIABLE])

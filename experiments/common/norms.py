@@ -7,7 +7,7 @@ Make one once and use that object: networks with the same norm then share their 
 from functools import partial
 from typing import Any
 
-from bnjax.linen import BatchNorm, BatchRenorm, GroupNorm, LayerNorm
+from bnjax.linen import BatchNorm, BatchRenorm, GroupNorm
 from experiments.common.models import Norm
 
 
@@ -24,11 +24,6 @@ def batch_renorm(**options: Any) -> Norm:
 def group_norm(num_groups: int) -> Norm:
     """Group norm, which is the same in training and evaluation."""
     return partial(_stateless, GroupNorm, num_groups=num_groups)
-
-
-def layer_norm() -> Norm:
-    """Layer norm over the features."""
-    return partial(_stateless, LayerNorm)
 
 
 def _stateless(layer: Any, *, use_running_average: bool, momentum: float, dtype: Any, **options):

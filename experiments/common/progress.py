@@ -65,10 +65,10 @@ class Reporter:
         self._bar.update(self._task, description=doing, numbers="")
         self._print(doing)
 
-    def show(self, doing: str, step: int, loss: float, accuracy: float | None) -> None:
+    def show(self, doing: str, step: int, loss: float | None, accuracy: float | None) -> None:
         """Tells how far the run `doing` is, its training loss and its test accuracy, if known."""
         done = self._before + step
-        numbers = f"loss {loss:.3f}"
+        numbers = "" if loss is None else f"loss {loss:.3f}"
         numbers += "" if accuracy is None else f"  accuracy {accuracy:.1%}"
         self._bar.update(self._task, completed=done, description=doing, numbers=numbers)
         if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self._total:

@@ -43,12 +43,12 @@ def is_finished(out: Path) -> bool:
 
 
 @contextmanager
-def staged(out: Path, config: Any) -> Iterator[Path]:
+def staged(out: Path, config: Any, overwrite: bool) -> Iterator[Path]:
     """Yields a folder to work in that becomes `out` if the body succeeds.
 
     If it does not, the folder is kept for the next run with the same `config`, unless no part has
-    been finished in it; a folder of another `config` is emptied. An `out` that exists is replaced:
-    call `check_destination` first.
+    been finished in it; that of another `config` is refused, or with `overwrite` emptied. An `out`
+    that exists is replaced: call `check_destination` first.
     """
     out = Path(os.path.abspath(out))
     parent = _first_existing(out.parent)
@@ -59,7 +59,7 @@ def staged(out: Path, config: Any) -> Iterator[Path]:
         raise UserError(f"--out {out}: cannot write there ({error.strerror})") from None
     with _alone(stage):
         try:
-            _clear_unless_of(stage, config)
+            _keep_parts_of(stage, config, overwrite)
             yield stage
         except BaseException:
             if not any((stage / PARTS).glob("*.jsonl")):
@@ -84,10 +84,16 @@ def _alone(stage: Path) -> Iterator[None]:
         yield
 
 
-def _clear_unless_of(stage: Path, config: Any) -> None:
-    """Leaves finished parts in `stage` only if they are of this `config`."""
+def _keep_parts_of(stage: Path, config: Any, overwrite: bool) -> None:
+    """Leaves finished parts in `stage` if they are of this `config`; refuses or deletes others."""
     path, text = stage / CONFIG, json.dumps(config, indent=2) + "\n"
     if not (path.exists() and path.read_text() == text):
+        done = len(list((stage / PARTS).glob("*.jsonl")))
+        if done and not overwrite:
+            raise UserError(
+                f"{stage} holds {done} finished trials of a stopped run with other settings or "
+                "versions; give those, another --out, or --overwrite to drop them"
+            )
         shutil.rmtree(stage / PARTS, ignore_errors=True)
     (stage / PARTS).mkdir(exist_ok=True)
     path.write_text(text)

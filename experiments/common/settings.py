@@ -11,6 +11,7 @@ PLAIN, NORMALISED = NETWORKS = ("without batch norm", "with batch norm")
 class Settings:
     """One training run; an experiment's own settings extend this class."""
 
+    unused: ClassVar[tuple[str, ...]] = ()  # fields that mean nothing to the experiment
     data: str = "digits"
     seeds: int = 5
     steps: int = 4000
@@ -29,6 +30,12 @@ class Settings:
     def seeds_in_words(self) -> str:
         """Such as "5 seeds"."""
         return "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+
+    @property
+    def rate_in_words(self) -> str:
+        """Such as "learning rate 0.1"."""
+        varied = "learning_rate" in self.unused
+        return "several learning rates" if varied else f"learning rate {self.learning_rate:g}"
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,22 @@ from typing import Any
 from tyro.constructors import PrimitiveConstructorSpec
 
 
-def word(metavar: str, parse: Callable[[str], Any]) -> PrimitiveConstructorSpec:
-    """A word that `parse` understands, or raises ValueError; None stands for the preset's."""
+def word(
+    metavar: str, parse: Callable[[str], Any], default: str = "preset"
+) -> PrimitiveConstructorSpec:
+    """A word that `parse` understands, or raises ValueError; None stands for the `default`."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
         instance_from_str=lambda words: parse(words[0]),
         is_instance=lambda value: value is None or isinstance(value, int | float | str),
-        str_from_instance=lambda value: ["preset" if value is None else str(value)],
+        str_from_instance=lambda value: [default if value is None else str(value)],
     )
+
+
+def text(default: str) -> PrimitiveConstructorSpec:
+    """Any words at all."""
+    return word("TEXT", str, default)
 
 
 def choice(*legal: str) -> PrimitiveConstructorSpec:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common import results
-from experiments.common.claims import FAILS, HOLDS, IN_PART
+from experiments.common.claims import VERDICTS
 from experiments.common.errors import UserError
 from experiments.common.settings import Settings
 from experiments.registry import EXPERIMENTS, Experiment
 
 COMMITTED = Path(__file__).parents[1] / "results"
-VERDICTS = (HOLDS, IN_PART, FAILS)
 
 
 class Result(NamedTuple):

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from experiments.common.claims import FAILS, HOLDS, IN_PART
+from experiments.common.claims import FAILS, HOLDS, IN_PART, UNDECIDED
 from experiments.registry import Experiment
 from experiments.report.collect import Result, by_experiment, tally
 
 STYLE = Path(__file__).with_name("style.css")
-CLASS = {HOLDS: "holds", IN_PART: "part", FAILS: "fails"}
-MARK = {HOLDS: "✓", IN_PART: "◐", FAILS: "✗"}  # so that colour is not all that tells
+CLASS = {HOLDS: "holds", IN_PART: "part", FAILS: "fails", UNDECIDED: "undecided"}
+MARK = {HOLDS: "✓", IN_PART: "◐", FAILS: "✗", UNDECIDED: "?"}  # colour is not all that tells
 
 
 def page(found: Sequence[Result]) -> str:
@@ -32,7 +32,8 @@ def page(found: Sequence[Result]) -> str:
 <header>
 <h1>What batch norm does</h1>
 <p>Claims of the lectures and papers, put to the test by <code>bnjax</code>. A verdict is computed
-from the numbers by the test that stands with it.</p>
+from the numbers by the test that stands with it. Intervals are 95&nbsp;% over seeds, which are
+first weights and order of the mini-batches; training and test images are the same for all.</p>
 <p>{_tally(found)}</p>
 </header>
 <nav><ol>{links}</ol></nav>

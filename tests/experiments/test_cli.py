@@ -45,6 +45,10 @@ USER_ERRORS = {
     "folder for digits": ([*TWO_STEPS, "--data-dir", "."], "--data-dir goes with --data mnist"),
     "no such folder": ([*TWO_STEPS, "--data", "mnist", "--data-dir", "x"], "x does not exist"),
     "empty folder": ([*TWO_STEPS, "--data", "mnist", "--data-dir", "."], "lacks train-images"),
+    "rate of all rates": (
+        ["run", "optimizers", "--learning-rate", "1"],
+        "--learning-rate means nothing to optimizers",
+    ),
     "nothing to plot": (["plot", "x"], "x/config.json: cannot be read"),
 }
 
@@ -183,7 +187,10 @@ def test_a_stopped_run_goes_on_where_it_was(finished, other, tmp_path, monkeypat
             main([*TWO_STEPS, *other, "--out", "result"])
     assert {path.name for path in tmp_path.iterdir()} == {".result.part"}
     capsys.readouterr()
-    assert main([*TWO_STEPS, "--out", "result"]) == 0
+    if other:
+        assert main([*TWO_STEPS, "--out", "result"]) == 2
+        assert "1 finished trials of a stopped run with other" in capsys.readouterr().err
+    assert main([*TWO_STEPS, "--out", "result", *(["--overwrite"] if other else [])]) == 0
     printed = capsys.readouterr().out
     assert ("going on: 1 of 2 trials are done" in printed) == (not other)
     assert ("without batch norm: compiling" in printed) == bool(other)

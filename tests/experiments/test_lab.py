@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.common.claims import FAILS, HOLDS, IN_PART
+from experiments.common.claims import VERDICTS
 from experiments.registry import EXPERIMENTS
 
 NAMES = [experiment.name for experiment in EXPERIMENTS]
@@ -21,7 +21,7 @@ def test_two_steps_judge_and_draw(name):
     summary = json.loads(Path("result/summary.json").read_text())
     assert summary["experiment"] == name and summary["claims"]
     for claim in summary["claims"]:
-        assert claim["verdict"] in (HOLDS, IN_PART, FAILS)
+        assert claim["verdict"] in VERDICTS
         assert claim["claim"] and claim["paper"] and claim["found"] and claim["test"]
     assert Path(f"result/{name}.png").read_bytes().startswith(b"\x89PNG")
 

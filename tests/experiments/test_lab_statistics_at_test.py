@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bnjax.training import adapt
-from experiments.common.claims import FAILS, HOLDS, IN_PART, Interval, verdict_same
+from experiments.common.claims import FAILS, HOLDS, UNDECIDED, Interval, verdict_same
 from experiments.common.data import Dataset, Split
 from experiments.common.models import MLP
 from experiments.common.population import (
@@ -60,10 +60,11 @@ def diverged(records: list[dict]) -> list[dict]:
     "interval, expected",
     [
         (Interval(0.0, -0.4, 0.4), HOLDS),
-        (Interval(-0.4, -0.6, -0.2), IN_PART),
-        (Interval(0.6, 0.4, 0.8), FAILS),
-        (Interval(-0.6, -0.8, -0.4), FAILS),
-        (Interval(0.1, float("nan"), float("nan")), IN_PART),
+        (Interval(-0.4, -0.6, -0.2), UNDECIDED),
+        (Interval(0.6, 0.4, 0.8), UNDECIDED),
+        (Interval(0.8, 0.6, 1.0), FAILS),
+        (Interval(-0.8, -1.0, -0.6), FAILS),
+        (Interval(0.1, float("nan"), float("nan")), UNDECIDED),
         (Interval(float("nan"), float("nan"), float("nan")), FAILS),
     ],
 )
@@ -150,7 +151,7 @@ def test_inference_holds_or_fails():
     assert verdicts(inference, good) == [HOLDS] * 5
     bad = inference_records(0.8, 0.9, 0.9, 0.98, 0.9, early=0.95)
     assert verdicts(inference, bad) == [FAILS] * 5
-    assert verdicts(inference, good, seeds=1) == [IN_PART] * 5
+    assert verdicts(inference, good, seeds=1) == [UNDECIDED] * 5
     assert verdicts(inference, diverged(good)) == [FAILS] * 5
 
 
@@ -201,7 +202,7 @@ def test_covariate_shift_holds_or_fails():
     # Everything is regained, but not by 64 images.
     late = verdicts(covariate_shift, shift_records(old=0.2, few=0.8, every=0.95))
     assert late == [HOLDS] * 4 + [FAILS] * 2
-    assert verdicts(covariate_shift, good, seeds=1) == [IN_PART] * 6
+    assert verdicts(covariate_shift, good, seeds=1) == [UNDECIDED] * 6
     assert verdicts(covariate_shift, diverged(good)) == [FAILS] * 6
 
 
@@ -243,7 +244,7 @@ def test_transfer_holds_or_fails():
     assert verdicts(transfer, transfer_records(best, good, poor, poor)) == [HOLDS] * 5
     assert verdicts(transfer, transfer_records(poor, poor, best, best)) == [FAILS] * 5
     records = transfer_records(best, good, poor, poor)
-    assert verdicts(transfer, records, seeds=1) == [IN_PART] * 5
+    assert verdicts(transfer, records, seeds=1) == [UNDECIDED] * 5
     assert verdicts(transfer, diverged(records)) == [FAILS] * 5
 
 
@@ -367,7 +368,7 @@ def test_landscape_holds_or_fails():
     rough = {"normalised": ROUGH, "noisy": ROUGH | {"slow": 500}, "l1": ROUGH, "linf": ROUGH}
     bad = landscape_records(plain=SMOOTH, **rough)
     assert verdicts(landscape, bad) == [FAILS] * 11
-    assert verdicts(landscape, good, seeds=1) == [IN_PART] * 11
+    assert verdicts(landscape, good, seeds=1) == [UNDECIDED] * 11
     assert verdicts(landscape, diverged(good)) == [FAILS] * 11
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from experiments.common.claims import FAILS, HOLDS, IN_PART, paired_interval, verdict
+from experiments.common.claims import FAILS, HOLDS, UNDECIDED, paired_interval, verdict
 from experiments.common.histories import steps_to_target
 from experiments.common.records import to_json
 from experiments.common.settings import NORMALISED, PLAIN
@@ -58,16 +58,16 @@ def test_the_same_twice_does_not_hold():
     assert verdicts(make_records(SLOW, SLOW)) == [FAILS] * 4
 
 
-def test_one_seed_holds_in_part():
+def test_one_seed_decides_nothing():
     claims = judge(make_records(SLOW, FAST, seeds=1), PRESETS["quick"])
-    assert [claim.verdict for claim in claims] == [IN_PART] * 4
+    assert [claim.verdict for claim in claims] == [UNDECIDED] * 4
     assert all("one seed, no interval" in claim.found for claim in claims)
 
 
-def test_seeds_that_disagree_hold_in_part():
+def test_seeds_that_disagree_decide_nothing():
     # Batch norm's seeds differ so much that some are slower: faster on average only.
     records = make_records(SLOW | {"unequal": 0.0}, SLOW | {"time": 120.0, "unequal": 0.6})
-    assert verdicts(records)[0] == IN_PART
+    assert verdicts(records)[0] == UNDECIDED
 
 
 def test_a_network_that_never_gets_there_counts_as_there_at_the_end():
@@ -107,8 +107,10 @@ def test_interval_is_students():
     "differences, expected",
     [
         ([1.0, 1.1, 0.9], HOLDS),
-        ([3.0, -1.0, 0.5], IN_PART),
-        ([1.0], IN_PART),
+        ([3.0, -1.0, 0.5], UNDECIDED),
+        ([-3.0, 1.0, -0.5], UNDECIDED),
+        ([1.0], UNDECIDED),
+        ([-np.inf, 1.0], FAILS),
         ([-1.0, -1.1], FAILS),
         ([0.0, 0.0], FAILS),
         ([np.nan, 1.0], FAILS),

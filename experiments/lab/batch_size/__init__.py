@@ -8,7 +8,8 @@ weight of the old value would average 20 images at batch size 2, and their noise
 norm. The limits of batch renorm grow from those of batch norm, r = 1 and d = 0, to Ioffe's r = 3
 and d = 5 over the first quarter of training, about as in his section 4.
 
-Batches that are not independent draws hold images of two classes only, 16 of each. They train all
+Batches that are not independent draws hold two runs of 16 images of one class each, or where runs
+meet the end of a class three or four. (Ioffe draws 16 classes, two images of each.) They train all
 norms worse; the question is whether batch renorm suffers less than batch norm.
 
 On digits the network is fully connected: in a convolution of 8x8 pixels even a batch of 2 has 128

@@ -50,9 +50,9 @@ def judge(records: Sequence[Record], settings: BatchSizeSettings) -> list[Claim]
             at(RENORM, large, f"at {large}"),
         ),
         judge_worse(
-            "small batches hurt it less than batch norm",
+            f"batch renorm is better than batch norm at {IOFFES}",
             "Ioffe 2017, section 4.2: error 23.5 % against 25.8 % at 4",
-            at(BATCH, IOFFES, f"with batch norm at {IOFFES}"),
+            at(BATCH, IOFFES, "with batch norm"),
             at(RENORM, IOFFES, "with batch renorm"),
         ),
         judge_worse(
@@ -62,10 +62,16 @@ def judge(records: Sequence[Record], settings: BatchSizeSettings) -> list[Claim]
             at(VIRTUAL, huge, f"of {VIRTUAL_SIZE}"),
         ),
         judge_worse(
-            "batch renorm copes with batches of few classes",
-            "Ioffe 2017, section 4.3: as good as with independent draws",
+            "batches of few classes hurt batch norm more than batch renorm",
+            "Ioffe 2017, section 4.3: accuracy 67 % with batch norm; hardly any loss with renorm",
             at(BATCH, FEW_CLASSES_AT, "with batch norm", few=True),
             at(RENORM, FEW_CLASSES_AT, "with batch renorm", few=True),
+        ),
+        judge_unharmed(
+            "batch renorm does not mind few classes",
+            "Ioffe 2017, section 4.3: as good as with independent draws",
+            at(RENORM, FEW_CLASSES_AT, "with few", few=True),
+            at(RENORM, FEW_CLASSES_AT, "with all"),
         ),
     ]
 

@@ -16,8 +16,8 @@ def evaluate_with_gradients(state: TrainState, test: Batch, *, model: nn.Module)
     """Test metrics, and for each hidden layer the norm of the gradient of its weights."""
     images, labels = test
     batch = images[:GRADIENT_BATCH], labels[:GRADIENT_BATCH]
-    norms = gradient_norms(state, batch, model=model)
-    named = {gradient_name(layer): norm for layer, norm in enumerate(norms, 1)}
+    by_layer = gradient_norms(state, batch, model=model)
+    named = {gradient_name(layer): norm for layer, norm in enumerate(by_layer, 1)}
     return evaluate(state, test, model=model) | named
 
 
@@ -25,5 +25,11 @@ def gradient_norms(state: TrainState, batch: Batch, *, model: nn.Module) -> jax.
     """Norms of the loss's gradient with respect to each hidden layer's weights, (depth,)."""
     grads = gradient(state, batch, model=model)
     first, others = (grads[name]["Dense_0"]["kernel"] for name in ("first", "others"))
-    norms = jnp.linalg.norm(others, axis=(1, 2))
-    return jnp.concatenate([jnp.linalg.norm(first)[None], norms])
+    return jnp.concatenate([norms(first[None]), norms(others)])
+
+
+def norms(matrices: jax.Array) -> jax.Array:
+    """Frobenius norms (n,) of matrices (n, rows, columns), also where their squares underflow."""
+    largest = jnp.abs(matrices).max((1, 2))
+    scaled = matrices / jnp.where(largest > 0, largest, 1)[:, None, None]
+    return largest * jnp.sqrt(jnp.sum(scaled**2, (1, 2)))

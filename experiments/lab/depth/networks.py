@@ -27,9 +27,12 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, None]:
         """Maps (batch, features) to (batch, width); None is what `nn.scan` collects."""
-        x = nn.Dense(self.width, use_bias=not self.batch_norm)(x)
+        x = nn.Dense(self.width, use_bias=False)(x)
         if self.batch_norm:
             x = BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        else:
+            # Not the bias of Dense: under nn.scan that would change how the weights are drawn.
+            x += self.param("bias", nn.initializers.zeros, (self.width,))[None]
         return self.activation(x), None
 
 

@@ -14,6 +14,11 @@ class FeatureScalingSettings(Settings):
 
     scale: float = 100.0  # of the second pixel
 
+    @property
+    def rate_in_words(self) -> str:
+        """Such as "75% of the largest stable learning rate"."""
+        return f"{self.learning_rate:.0%} of the largest stable learning rate"
+
 
 PRESETS = {
     "quick": FeatureScalingSettings("digits", 20, 100_000, 1000, learning_rate=0.75),

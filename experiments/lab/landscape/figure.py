@@ -48,7 +48,8 @@ def draw(records: Sequence[Record], settings: LandscapeSettings) -> Figure:
         ax.set_xlabel("training step")
     handles, labels = axes[5].get_legend_handles_labels()
     options = {"loc": "outside lower center", "ncols": 5, "frameon": False, "fontsize": 9}
-    note = f"{data_and_seeds(settings)}; learning rate {settings.learning_rate:g}"
+    note = f"{data_and_seeds(settings)} (a, b: range along the gradient); "
+    note += settings.rate_in_words
     figure.legend(handles, labels, title=note, title_fontsize=9, **options)
     headline(figure, "A smoother loss explains batch norm, not less covariate shift")
     return figure

@@ -13,8 +13,9 @@ LOWEST, HIGHEST = 1e-3, 1e2
 
 @dataclass(frozen=True)
 class LearningRateSettings(TargetSettings):
-    """Settings of all networks; `learning_rate` has no effect here."""
+    """Settings of all networks, but for the learning rate."""
 
+    unused: ClassVar[tuple[str, ...]] = ("learning_rate",)
     targets: ClassVar[dict[str, float]] = {"digits": 0.9, "mnist": 0.9, "cifar10": 0.3}
     rates: int = 15  # of the grid, ends included
     hidden: tuple[int, ...] = (64,) * 6  # of the perceptron

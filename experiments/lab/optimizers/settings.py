@@ -20,8 +20,9 @@ STARTS = {"scale": 1.0, "bias": 0.0}  # Flax's names and first values of scale a
 
 @dataclass(frozen=True)
 class OptimizerSettings(TargetSettings):
-    """Settings of all networks; `learning_rate` has no effect here."""
+    """Settings of all networks, but for the learning rate."""
 
+    unused: ClassVar[tuple[str, ...]] = ("learning_rate",)
     targets: ClassVar[dict[str, float]] = {"digits": 0.9, "mnist": 0.95, "cifar10": 0.3}
     hidden: tuple[int, ...] = (64, 64, 64)
 

@@ -1,7 +1,8 @@
 """The noise of batch statistics regularises, that of large batches less (Ng).
 
 Mean and variance of a batch are those of the population and noise, of a spread that should fall as
-1 / sqrt(batch size). It is measured on inputs of batch norm, of images drawn independently.
+1 / sqrt(batch size). It is measured on inputs of batch norm, of images drawn independently; for
+such draws that is arithmetic, and the row shows it rather than puts it to the test.
 
 A network is then trained with batches of 64 and of 512, with the same learning rate and for the
 same number of steps, and the gap between test and training loss at the end is compared (both by

@@ -21,7 +21,8 @@ from experiments.lab.transfer.tuning import Tuning
 
 def trials(settings: TransferSettings, data: Dataset) -> list[Trial]:
     """One trial: pretraining, and everything that starts from it."""
-    return [Trial("pretraining", settings.steps, partial(_measure, settings, data))]
+    steps = settings.steps + len(WAYS) * len(_tunings(settings)) * settings.tune_steps
+    return [Trial("pretraining", steps, partial(_measure, settings, data))]
 
 
 def _measure(settings: TransferSettings, data: Dataset, reporter: Reporter) -> Iterator[Record]:
@@ -30,12 +31,22 @@ def _measure(settings: TransferSettings, data: Dataset, reporter: Reporter) -> I
     pretrained = train_to_end("pretraining", reporter, model, old, settings)
     fresh = _init(model, settings.seeds, new.train.images.shape[1])
     tuning = Tuning(model, settings, new, _with_new_head(pretrained, fresh), fresh)
+    done = settings.steps
     for way in WAYS:
-        reporter.say(f"fine-tuning: {way}")
-        for each in settings.examples:
-            yield from tuning.records(way, BY_EXAMPLES, each, each, settings.batch_size)
-        for size in settings.batches:
-            yield from tuning.records(way, BY_BATCH, size, settings.few, size)
+        doing = f"fine-tuning: {way}"
+        reporter.say(doing)
+        for varied, value, each, size in _tunings(settings):
+            yield from tuning.records(way, varied, value, each, size)
+            done += settings.tune_steps
+            reporter.show(doing, done, None, None)
+
+
+def _tunings(settings: TransferSettings) -> list[tuple[str, int, int, int]]:
+    """What is varied, its value, examples of a class, and images of a mini-batch."""
+    return [
+        *((BY_EXAMPLES, each, each, settings.batch_size) for each in settings.examples),
+        *((BY_BATCH, size, settings.few, size) for size in settings.batches),
+    ]
 
 
 def _init(model: nn.Module, seeds: int, pixels: int) -> Any:

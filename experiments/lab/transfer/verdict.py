@@ -28,7 +28,7 @@ def judge(records: Sequence[Record], settings: TransferSettings) -> list[Claim]:
             _accuracies(records, (FROZEN, SCRATCH), BY_EXAMPLES, few),
         ),
         compare(
-            f"{few} examples a class: freezing does better than training the statistics",
+            f"{few} examples a class: freezing batch norm does better than training it",
             "Ng: with little data, train little of the network",
             _accuracies(records, (FROZEN, TRAINED), BY_EXAMPLES, few),
         ),
@@ -38,12 +38,12 @@ def judge(records: Sequence[Record], settings: TransferSettings) -> list[Claim]:
             _accuracies(records, (ADAPTED, FROZEN), BY_EXAMPLES, few),
         ),
         compare(
-            f"mini-batches of {smallest}: freezing does better than training the statistics",
+            f"mini-batches of {smallest}: freezing batch norm does better than training it",
             "Wu & He 2018, section 4.2: detectors freeze, since their mini-batches are small",
             _accuracies(records, (FROZEN, TRAINED), BY_BATCH, smallest),
         ),
         compare(
-            f"{most:,} examples a class: training the statistics does better than freezing",
+            f"{most:,} examples a class: training batch norm does better than freezing it",
             "Ng: with more data, train more of the network",
             _accuracies(records, (TRAINED, FROZEN), BY_EXAMPLES, most),
         ),
