@@ -59,7 +59,7 @@ def _trial(
     at = settings.at(size)
     layer = make_norm(norm, at.steps)
     if settings.resnet:
-        network = ResNet(layer, stem_stride=2, blocks=1, momentum=at.momentum)
+        network = ResNet(layer, widths=(8, 16, 32), stem_stride=2, blocks=1, momentum=at.momentum)
         model: nn.Module = OfPixels(network, data.shape)
     else:
         model = MLP((64, 64), batch_norm=True, norm=layer, activation=nn.relu, momentum=at.momentum)
