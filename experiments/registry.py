@@ -15,7 +15,7 @@ class Experiment(NamedTuple):
     name: str  # also the name of its package and of its figure
     claim: str
     source: str
-    minutes: tuple[float, float]  # of the presets, on two cores
+    minutes: tuple[float, float]  # of the presets, on two cores that do nothing else
 
     @property
     def module(self) -> ModuleType:
@@ -34,79 +34,79 @@ EXPERIMENTS = (
         "convergence",
         "Batch norm trains faster and steadier",
         "Ioffe & Szegedy 2015, section 4.1, Fig. 1",
-        (0.5, 3),
+        (0.5, 4),
     ),
     Experiment(
         "learning_rate",
         "Batch norm makes larger learning rates usable",
         "Ioffe & Szegedy 2015, section 4.2; Bjorck et al. 2018",
-        (1, 110),
+        (0.5, 30),
     ),
     Experiment(
         "feature_scaling",
         "Features of unlike scale make a ravine; standardising rounds it",
         "Lee; Ng",
-        (0.5, 2),
+        (0.5, 1),
     ),
     Experiment(
         "depth",
         "Batch norm keeps gradients from vanishing or exploding",
         "Raschka; Ioffe & Szegedy 2015",
-        (2, 15),
+        (1.5, 10),
     ),
     Experiment(
         "placement",
         "Before or after the activation, batch norm works",
         "Lee; Raschka",
-        (1, 5),
+        (0.5, 7),
     ),
     Experiment(
         "affine",
         "Scale and shift help, and can undo the normalisation",
         "Raschka; Ng",
-        (1, 8),
+        (0.5, 4),
     ),
     Experiment(
         "optimizers",
         "Scale and shift learn under every optimizer",
         "Ng",
-        (1, 4),
+        (0.5, 3),
     ),
     Experiment(
         "regularisation",
         "The noise of batches regularises, that of large ones less",
         "Ng",
-        (1, 10),
+        (0.5, 4),
     ),
     Experiment(
         "batch_size",
         "Small batches hurt batch norm, not group norm or batch renorm",
         "Wu & He 2018, Fig. 1; Ioffe 2017; Hoffer et al. 2017",
-        (1, 160),
+        (1, 20),
     ),
     Experiment(
         "inference",
         "Running averages stand in for the batch at test time",
         "Lee; Ng; Wu & Johnson 2021",
-        (1, 3),
+        (0.5, 1.5),
     ),
     Experiment(
         "covariate_shift",
         "Statistics adapted to new data restore the accuracy",
         "Ng; Li et al. 2016",
-        (0.5, 3),
+        (0.5, 1.5),
     ),
     Experiment(
         "landscape",
         "A smoother loss explains batch norm, not less covariate shift",
         "Santurkar et al. 2018, Figs. 2-4",
-        (1, 60),
+        (0.5, 30),
     ),
     Experiment(
         "transfer",
         "A pretrained model's statistics: freeze, adapt or train them",
         "Ng",
-        (1, 10),
+        (0.5, 1),
     ),
 )
 

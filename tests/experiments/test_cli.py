@@ -105,7 +105,7 @@ def test_list_names_claim_source_data_steps_and_minutes(capsys):
         "Batch norm trains faster and steadier",
         "Ioffe & Szegedy 2015, section 4.1, Fig. 1",
         "digits, 5,000 steps, 0.5 min",
-        "MNIST, 50,000 steps, 3 min",
+        "MNIST, 50,000 steps, 4 min",
     ]
 
 
