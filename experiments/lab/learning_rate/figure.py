@@ -63,10 +63,10 @@ def _label(axes: np.ndarray, settings: LearningRateSettings) -> None:
     accuracy, speed = axes[:, 0]
     accuracy.set_ylabel(f"test accuracy after {settings.steps:,} steps")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    accuracy.set_ylim(0, 1)
+    accuracy.set_ylim(0, None)
     speed.set_ylabel(f"steps to {settings.target_accuracy:.0%} (log scale)")
     speed.set_xscale("log")
     speed.set_yscale("log")
     speed.set_ylim(settings.eval_every / 1.3, settings.steps * 1.3)
     set_ticks(speed.yaxis, LogLocator(subs=(1, 2, 5)))
-    axes[0, 1].legend(loc="center", bbox_to_anchor=(0.45, 0.45), framealpha=1)
+    axes[1, 1].legend(loc="lower left", framealpha=1)
