@@ -1,5 +1,6 @@
 """The report: one page with everything in it, right on a phone and on a desk."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.common.claims import FAILS, HOLDS, IN_PART
+from experiments.common.claims import FAILS, IN_PART, UNDECIDED, VERDICTS
+from experiments.registry import EXPERIMENTS, PRESETS
 from experiments.report.collect import COMMITTED, collect
 from experiments.report.gallery import with_gallery
 from experiments.report.page import page
@@ -38,6 +40,7 @@ def runs(tmp_path) -> Path:
     content = json.loads(summary.read_text())
     content["claims"][0] |= {"verdict": FAILS, "found": LONG}
     content["claims"][1]["verdict"] = IN_PART
+    content["claims"][2]["verdict"] = UNDECIDED
     summary.write_text(json.dumps(content))
     return tmp_path / "runs"
 
@@ -65,7 +68,10 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_holds_everything_and_loads_nothing(runs, capsys):
     assert main(["report", str(runs), "--out", "page.html"]) == 0
-    assert "2 results, claims: 6 holds, 1 holds in part, 1 does not" in capsys.readouterr().out
+    assert (
+        "2 results, claims: 5 holds, 1 holds in part, 1 does not hold here, 1 undec"
+        in capsys.readouterr().out
+    )
     text = Path("page.html").read_text()
     seen = Page(text)
     assert len(seen.loads) == 2
@@ -111,6 +117,18 @@ def test_the_gallery_of_the_readme_is_that_of_the_committed_results():
     assert pictures and all((README.parent / picture).is_file() for picture in pictures)
 
 
+def test_both_presets_of_every_experiment_are_published_with_five_seeds_and_their_own_settings():
+    published = collect([COMMITTED])
+    assert {(r.experiment.name, r.config["preset"]) for r in published} == {
+        (experiment.name, preset) for experiment in EXPERIMENTS for preset in PRESETS
+    }
+    for result in published:
+        assert result.config["settings"]["seeds"] >= 5
+        preset = result.experiment.module.PRESETS[result.config["preset"]]
+        settings = json.loads(json.dumps(dataclasses.asdict(preset)))  # tuples become lists
+        assert result.config["settings"] | {"data_note": ""} == settings, result.folder
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_at_any_width(runs, tmp_path, width):
@@ -147,5 +165,5 @@ def test_a_browser_shows_it_at_any_width(runs, tmp_path, width):
 
 def test_every_verdict_has_a_look(runs):
     text = page(collect([runs]))
-    for verdict in (HOLDS, IN_PART, FAILS):
+    for verdict in VERDICTS:
         assert re.search(rf'class="badge \w+">. {verdict}<', text)

@@ -15,6 +15,7 @@ norms worse; the question is whether batch renorm suffers less than batch norm.
 On digits the network is fully connected: in a convolution of 8x8 pixels even a batch of 2 has 128
 values a channel, and batch norm loses nothing (tried). On CIFAR-10 it is a small ResNet, whose
 last stage has 16 values an image and channel, 49 in Wu & He's; their statistics are of one GPU.
+Three epochs are little beside their 100: what small batches cost in the end shows only in part.
 """
 
 from experiments.lab.batch_size.figure import draw
