@@ -36,7 +36,7 @@ class Run:
     """A run under two minutes, or the setting of the paper."""
     data: Annotated[str | None, choice("digits", "mnist", "cifar10")] = None
     """Scikit-learn's embedded 8x8 digits, MNIST or CIFAR-10."""
-    data_note: Annotated[str | None, text("none")] = None
+    data_note: Annotated[str | None, text()] = None
     """Words on the data for figure and report, such as which part of them DIR holds."""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $BNJAX_DATA_DIR)")

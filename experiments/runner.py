@@ -12,15 +12,13 @@ from experiments import registry
 from experiments.common import results
 from experiments.common.errors import UserError
 from experiments.common.progress import Reporter, make_console
-from experiments.common.settings import Settings
+from experiments.common.settings import COMMON, Settings
 from experiments.options import ALL, Run
 from experiments.registry import Experiment
 
 if TYPE_CHECKING:  # imported late, after the first line is on the screen
     from experiments.common.claims import Claim
     from experiments.common.data import Dataset
-
-OVERRIDES = ("data", "seeds", "steps", "batch_size", "learning_rate", "eval_every", "data_note")
 
 
 def run(options: Run) -> None:
@@ -83,7 +81,7 @@ def redraw(folder: Path) -> None:
 def choose_settings(experiment: Experiment, options: Run) -> Settings:
     """The preset's settings, with what was given on the command line in their place."""
     preset = _presets(experiment)[options.preset]
-    given = {k: v for k in OVERRIDES if (v := getattr(options, k)) is not None}
+    given = {k: v for k in COMMON if (v := getattr(options, k)) is not None}
     for name in given.keys() & set(preset.unused):
         if options.name != ALL:
             raise UserError(f"--{name.replace('_', '-')} means nothing to {experiment.name}")

@@ -1,6 +1,6 @@
 """The settings that all training experiments share, and the two networks that most compare."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}  # in words
@@ -36,6 +36,9 @@ class Settings:
         """Such as "learning rate 0.1"."""
         varied = "learning_rate" in self.unused
         return "several learning rates" if varied else f"learning rate {self.learning_rate:g}"
+
+
+COMMON = tuple(field.name for field in fields(Settings))  # what every experiment has
 
 
 @dataclass(frozen=True)

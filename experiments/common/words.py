@@ -20,9 +20,9 @@ def word(
     )
 
 
-def text(default: str) -> PrimitiveConstructorSpec:
-    """Any words at all."""
-    return word("TEXT", str, default)
+def text() -> PrimitiveConstructorSpec:
+    """Any words at all; None stands for none."""
+    return word("TEXT", str, "none")
 
 
 def choice(*legal: str) -> PrimitiveConstructorSpec:

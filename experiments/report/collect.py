@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from experiments.common import results
 from experiments.common.claims import VERDICTS
 from experiments.common.errors import UserError
-from experiments.common.settings import Settings
+from experiments.common.settings import COMMON, Settings
 from experiments.registry import EXPERIMENTS, Experiment
 
 COMMITTED = Path(__file__).parents[1] / "results"
@@ -32,7 +32,7 @@ class Result(NamedTuple):
     def title(self) -> str:
         """What was run on what, such as "MNIST, 5 seeds, 2,000 steps"."""
         given = self.config["settings"]
-        settings = Settings(**{name: given[name] for name in OPTIONS if name in given})
+        settings = Settings(**{name: given[name] for name in COMMON if name in given})
         kind = self.config["device"]["kind"]
         device = "" if kind == "cpu" else f", on {kind}"
         return f"{settings.data_name}, {settings.seeds_in_words}, {settings.steps:,} steps{device}"
@@ -45,13 +45,10 @@ class Result(NamedTuple):
         words += [] if preset == "quick" else ["--preset", preset]
         default = dataclasses.asdict(self.experiment.module.PRESETS[preset])
         for name, value in self.config["settings"].items():
-            if name in OPTIONS and value != default.get(name):
+            if name in COMMON and value != default.get(name):
                 words += [f"--{name.replace('_', '-')}", str(value)]
         words += [] if self.config["settings"]["data"] == "digits" else ["--data-dir", "DIR"]
         return shlex.join(words)
-
-
-OPTIONS = ("data", "seeds", "steps", "batch_size", "learning_rate", "eval_every", "data_note")
 
 
 def collect(folders: Iterable[Path]) -> list[Result]:

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bnjax.training import recalibrate
 from experiments.common.data import Dataset
-from experiments.common.models import MLP
+from experiments.common.models import relu_mlp
 from experiments.common.population import (
     accuracy_records,
     evaluated,
@@ -40,25 +39,23 @@ def trials(settings: InferenceSettings, data: Dataset) -> list[Trial]:
 
 
 def _measure(settings: InferenceSettings, data: Dataset, reporter: Reporter) -> Iterator[Record]:
-    model = MLP(
-        hidden=settings.hidden, batch_norm=True, activation=nn.relu, momentum=settings.momentum
-    )
+    model = relu_mlp(settings)
     reporter.say("batch norm: compiling")
     images = jnp.asarray(data.train.images[: settings.images])
-    batches = jnp.array_split(images, 2)
+    batches, mixed = jnp.array_split(images, 2), shuffled(data.test)
     variables: Any = None
     for step, variables, loss in train_variables(model, data, settings):
         fresh = recalibrate(model, variables, batches, call=evaluated, transform=over_seeds)
         found = {
             RUNNING: running_accuracy(model, variables, *data.test),
             RECALIBRATED: running_accuracy(model, fresh, *data.test),
-            BATCH: batch_accuracy(model, variables, shuffled(data.test), LARGE),
+            BATCH: batch_accuracy(model, variables, mixed, LARGE),
         }
         yield from _records(step, found)
         if step > 0:
             reporter.show("batch norm", step, loss, float(found[RUNNING].mean()))
     for size in sizes(len(data.test.labels)):
-        found = {SHUFFLED: batch_accuracy(model, variables, shuffled(data.test), size)}
+        found = {SHUFFLED: batch_accuracy(model, variables, mixed, size)}
         if size <= np.bincount(data.test.labels).min():
             found[ONE_CLASS] = batch_accuracy(model, variables, by_class(data.test, size), size)
         yield from _records(size, found)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.common.settings import Settings
+from experiments.common.settings import MLPSettings
 
 RUNNING, RECALIBRATED, BATCH = "running averages", "recalibrated", "test batch"
 SHUFFLED, ONE_CLASS = "shuffled", "one class a batch"
@@ -10,10 +10,9 @@ SMALL, LARGE = 2, 64  # sizes of test batches that are judged
 
 
 @dataclass(frozen=True)
-class InferenceSettings(Settings):
+class InferenceSettings(MLPSettings):
     """Settings of the network and its statistics."""
 
-    hidden: tuple[int, ...] = (64, 64, 64)
     momentum: float = 0.99  # weight of the old value in the running averages
     images: int = 1000  # training images for recalibration, in two batches
 

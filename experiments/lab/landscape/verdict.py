@@ -25,7 +25,12 @@ from experiments.common.claims import (
     verdict_same,
     with_interval,
 )
-from experiments.common.histories import geometric_mean, log_speed_up, steps_to_target
+from experiments.common.histories import (
+    count_steps,
+    geometric_mean,
+    log_speed_up,
+    steps_to_target,
+)
 from experiments.common.records import Record, series
 from experiments.common.settings import NORMALISED, PLAIN
 from experiments.lab.landscape.measured import (
@@ -90,14 +95,14 @@ def judge_shift(records: Sequence[Record]) -> Claim:
 def judge_cosine(records: Sequence[Record]) -> Claim:
     """The same by the angle between the two gradients, which does not hang on their size."""
     plain, normalised = (history(records, n, "shift_cosine") for n in (PLAIN, NORMALISED))
-    smaller = plain.mean(1) - normalised.mean(1)
-    interval = paired_interval(normalised.mean(1) - plain.mean(1))
+    difference = normalised.mean(1) - plain.mean(1)
+    interval = paired_interval(difference)
     return Claim(
         claim="batch norm does not turn the gradients less",
         paper="Fig. 3: cos(G, G') similar or smaller with batch norm",
         found=f"cos(G, G'): {normalised.mean():.2f} with, {plain.mean():.2f} without; "
         f"difference {with_interval(interval, '+.2f')}",
-        verdict=verdict(paired_interval(smaller + SIMILAR_COSINE)),
+        verdict=verdict(paired_interval(SIMILAR_COSINE - difference)),
         test=f"cos(G, G') without - with, plus {SIMILAR_COSINE:g}, for what is similar. "
         f"{VERDICT_RULE}",
         numbers=_numbers(interval),
@@ -114,8 +119,8 @@ def judge_noise(records: Sequence[Record], target: float) -> Claim:
     return Claim(
         claim="noise does not slow batch norm down",
         paper="section 2.1, Fig. 2: hardly any difference in training",
-        found=f"steps to {target:.0%}: {_told(noisy, last)} with noise, "
-        f"{_told(normalised, last)} without noise; {with_interval(factor, '#.3g')} times",
+        found=f"steps to {target:.0%}: {count_steps(noisy, last)} with noise, "
+        f"{count_steps(normalised, last)} without noise; {with_interval(factor, '#.3g')} times",
         verdict=verdict_same(interval, float(np.log(SAME))),
         test=f"ratio of steps to {target:.0%} test accuracy. holds: its 95 % t-interval over seeds "
         f"lies within a factor of {SAME:g}; does not hold here: it lies outside, or a seed never "
@@ -145,8 +150,9 @@ def _faster(claim: str, records: Sequence[Record], network: str, target: float) 
     return Claim(
         claim=claim,
         paper="Fig. 2" if network == NOISY else "section 3.3: as good as batch norm, or better",
-        found=f"steps to {target:.0%}: {_told(other, last)} {_with(network)}, "
-        f"{_told(plain, last)} without; {with_interval(as_factor(interval), '#.3g')} times fewer",
+        found=f"steps to {target:.0%}: {count_steps(other, last)} {_with(network)}, "
+        f"{count_steps(plain, last)} without; "
+        f"{with_interval(as_factor(interval), '#.3g')} times fewer",
         verdict=verdict(interval),
         test=f"log ratio of steps to {target:.0%} test accuracy. {VERDICT_RULE}",
         numbers=_numbers(as_factor(interval)),
@@ -184,12 +190,6 @@ def _steps(
     histories = [series(records, network, "test_accuracy") for network in networks]
     reached = [steps_to_target(steps, accuracy, target) for steps, accuracy in histories]
     return float(histories[0][0][-1]), reached
-
-
-def _told(steps: np.ndarray, last: float) -> str:
-    """The geometric mean, and how often the target was never reached."""
-    mean, missed = geometric_mean(np.minimum(steps, last)), int(np.isinf(steps).sum())
-    return f"over {mean:,.0f} (never in {missed} of {len(steps)})" if missed else f"{mean:,.0f}"
 
 
 def _with(network: str) -> str:
