@@ -69,8 +69,8 @@ def freeze(
       >>> norm, x = BatchNorm(use_running_average=False), jnp.array([[1.0], [3.0]])
       >>> variables = freeze(norm.init(jax.random.key(0), x))
       >>> y, updates = norm.apply(variables, x, mutable=["batch_stats"])
-      >>> print(y.round(3).ravel(), updates["batch_stats"]["mean"])
-      [1. 3.] [0.]
+      >>> print(jnp.allclose(y, x, atol=1e-4), updates["batch_stats"]["mean"])
+      True [0.]
 
     Source: the frozen batch norm of detection models, He et al. (2016), *Deep residual learning*,
     appendix A; Wu & He (2018), *Group normalization*, section 4.2.
@@ -104,9 +104,10 @@ def unfreeze(
       >>> from bnjax.nnx import BatchNorm
       >>> from bnjax.surgery import freeze, unfreeze
       >>> norm = freeze(BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0)))
-      >>> y = unfreeze(norm, mode=False, affine=False)(jnp.array([[1.0], [3.0]]))
-      >>> print(y.round(3).ravel(), norm.mean[...])
-      [1. 3.] [0.2]
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> y = unfreeze(norm, mode=False, affine=False)(x)
+      >>> print(jnp.allclose(y, x, atol=1e-4), norm.mean[...])
+      True [0.2]
 
     Source: see :func:`freeze`.
     """
