@@ -442,7 +442,8 @@ def _warn_if_unseen(batch_stats: BatchStats):
     # NumPy: under a trace, jax.numpy would make a tracer even of a count that is known.
     if any(isinstance(v, Tracer) for v in batch_stats):
         return
-    if np.any(never_updated(BatchStats(*map(np.asarray, batch_stats)))):
+    known: Any = map(np.asarray, batch_stats)
+    if np.any(never_updated(BatchStats(*known))):
         warnings.warn(
             "batch_stats.count is 0: these running statistics have never been updated, so x is "
             "normalised by mean 0 and variance 1. Keep the batch_stats that training returns; "

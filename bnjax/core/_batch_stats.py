@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +199,7 @@ def widened(stats: BatchStats) -> BatchStats:
     )
 
 
-def never_updated(stats: BatchStats) -> jax.Array:
+def never_updated(stats: BatchStats) -> Any:
     """Whether ``stats`` are the initial values; of each feature, where each is counted."""
     initial = (stats.mean == 0) & (stats.var == 1)
     return (stats.count == 0) & (jnp.all(initial) if jnp.ndim(stats.count) == 0 else initial)
