@@ -14,7 +14,7 @@ from flax import nnx
 import bnjax.linen
 import bnjax.nnx
 from bnjax._variables import name
-from bnjax.interop._mapping import Rename, renamed
+from bnjax.interop._names import Rename, renamed
 from bnjax.interop._optional import optional
 
 Options = dict[str, dict[str, Any]]

@@ -73,7 +73,7 @@ SINGLE = {
     "transposed kernel": (
         lambda: layers.Conv2DTranspose(4, (3, 2), 2),
         lambda: nn.ConvTranspose(4, (3, 2), (2, 2), "VALID", transpose_kernel=True),
-        {},
+        {"transposed": False},
     ),
     "batch norm": (
         lambda: layers.BatchNormalization(),

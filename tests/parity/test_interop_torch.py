@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bnjax.linen
 import bnjax.nnx
 from bnjax.interop import (
     batch_norm_options,
@@ -95,7 +97,7 @@ SINGLE = {
         lambda: t.ConvTranspose2d(4, 4, (3, 2), 2),
         lambda: nn.ConvTranspose(4, (3, 2), (2, 2), "VALID", transpose_kernel=True),
         (2, 3, 4, 4),
-        {},
+        {"transposed": False},
     ),
     "batch norm 1d": (
         lambda: t.BatchNorm1d(6, eps=1e-3),
@@ -122,6 +124,51 @@ SINGLE = {
         {},
     ),
     "layer norm": (lambda: t.LayerNorm(6), lambda: nn.LayerNorm(epsilon=1e-5), (4, 6), {}),
+    # The type tells, with as many channels in as out.
+    "transposed by type": (
+        lambda: t.ConvTranspose2d(4, 4, 2, 2),
+        lambda: nn.ConvTranspose(4, (2, 2), (2, 2), "VALID"),
+        (2, 3, 4, 4),
+        {},
+    ),
+    "transposed in one axis by type": (
+        lambda: t.ConvTranspose1d(4, 4, 3, 2, bias=False),
+        lambda: nn.ConvTranspose(4, (3,), (2,), "VALID", use_bias=False),
+        (2, 5, 4),
+        {},
+    ),
+    "transposed kernel by shape": (
+        lambda: t.ConvTranspose2d(4, 6, (3, 2), 2),
+        lambda: nn.ConvTranspose(6, (3, 2), (2, 2), "VALID", transpose_kernel=True),
+        (2, 3, 4, 4),
+        {},
+    ),
+    "layer norm of a map": (
+        lambda: t.LayerNorm([6, 5, 4]),
+        lambda: nn.LayerNorm(1e-5, reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3)),
+        (2, 5, 4, 6),
+        {},
+    ),
+    "layer norm of a square map": (
+        lambda: t.LayerNorm([4, 4, 4], bias=False),
+        lambda: bnjax.linen.LayerNorm(
+            1e-5, reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3), use_bias=False
+        ),
+        (2, 4, 4, 4),
+        {"channels_first": ".*"},
+    ),
+    "layer norm of a map without parameters": (
+        lambda: t.LayerNorm([6, 5, 4], elementwise_affine=False),
+        lambda: nn.LayerNorm(1e-5, reduction_axes=(1, 2, 3), use_scale=False, use_bias=False),
+        (2, 5, 4, 6),
+        {},
+    ),
+    "rms norm of a map": (
+        lambda: t.RMSNorm([6, 5, 4], eps=1e-6),
+        lambda: nn.RMSNorm(1e-6, reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3)),
+        (2, 5, 4, 6),
+        {},
+    ),
 }
 
 
@@ -140,6 +187,156 @@ def test_one_layer_computes_the_same_and_goes_back(kind, seed):
         if name != "num_batches_tracked" or kind == "batch norm 2d":
             assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
     make().load_state_dict(back)
+
+
+# coreai-torch PR#55
+def test_coreai_torch_pr55_a_layer_norm_over_a_sequence_keeps_its_axes():
+    theirs, x = randomized(t.LayerNorm([5, 4])), np.random.default_rng(0).normal(size=(2, 5, 4))
+    x = x.astype(np.float32)
+    ours = nn.LayerNorm(1e-5, reduction_axes=(1, 2), feature_axes=(1, 2))
+    variables = from_torch(theirs, template(ours, x))
+    want = theirs(torch.from_numpy(x)).detach().numpy()
+    assert relative_error(ours.apply(variables, x), want) < 1e-5
+
+
+def test_types_of_a_module_settle_what_names_do_not():
+    theirs = t.Sequential(t.Conv2d(4, 4, 2), t.ConvTranspose2d(4, 4, 2, 2), t.Conv2d(4, 4, 2))
+    randomized(theirs)
+    conv = {"features": 4, "kernel_size": (2, 2), "padding": "VALID"}
+    ours = nn.Sequential(
+        [nn.Conv(**conv), nn.ConvTranspose(**conv, strides=(2, 2)), nn.Conv(**conv)]
+    )
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 4)).astype(np.float32)
+    rename = [("^", "layers_")]
+    want = channels_last(theirs(channels_first(x)))
+    for options in ({}, {"transposed": ".*"}):  # which is found among the transposed ones alone
+        variables = from_torch(theirs, template(ours, x), rename, **options)
+        assert relative_error(ours.apply(variables, x), want) < 1e-5
+        back = to_torch(variables, theirs, rename, **options)
+        assert all(torch.equal(back[k], v) for k, v in theirs.state_dict().items())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.script(theirs)
+    scripted = from_torch(script, template(ours, x), rename)
+    assert relative_error(ours.apply(scripted, x), want) < 1e-5
+    with pytest.raises(ValueError, match=r"transposed= must \(False for none\): 0.weight, 1.wei"):
+        from_torch(theirs.state_dict(), template(ours, x), rename)
+    with pytest.raises(ValueError, match=r"transposed='0' is found in no layer.*layers are 1\."):
+        from_torch(theirs, template(ours, x), rename, transposed="0")
+
+
+class Attention(t.Module):
+    """As in Swin and in GPT-2: constants in buffers beside parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = t.Linear(4, 4)
+        self.register_buffer("relative_position_index", torch.arange(9).view(3, 3))
+        self.register_buffer("attn_mask", torch.full((3, 3), -100.0))
+        self.register_buffer("bias", torch.tril(torch.ones(3, 3)).view(1, 1, 3, 3))
+        self.register_buffer("masked_bias", torch.tensor(-1e4))
+        self.register_buffer("table", torch.arange(3.0))
+
+
+class Embeddings(t.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("position_ids", torch.arange(5)[None])
+        self.attention, self.norm = Attention(), t.BatchNorm1d(4)
+
+
+def test_constant_buffers_of_a_module_are_left_out():
+    theirs = Embeddings()
+    stats = {"mean": np.zeros(4), "var": np.ones(4)}
+    dense = {"kernel": np.zeros((4, 4)), "bias": np.zeros(4)}
+    norm = {"scale": np.zeros(4), "bias": np.zeros(4)}
+    # What the model does hold as a parameter is no constant to it.
+    params = {"attention": {"qkv": dense, "table": np.zeros(3)}, "norm": norm}
+    variables = {"params": params, "batch_stats": {"norm": stats}}
+    new = from_torch(theirs, variables)
+    weight = theirs.attention.qkv.weight.detach().numpy()
+    np.testing.assert_array_equal(new["params"]["attention"]["qkv"]["kernel"], weight.T)
+    table = theirs.attention.table.numpy()
+    np.testing.assert_array_equal(new["params"]["attention"]["table"], table)
+    back = to_torch(new, theirs)
+    assert all(torch.equal(back[name], x) for name, x in theirs.state_dict().items())
+    with pytest.raises(ValueError, match=r"unknown .*attention\.attn_mask"):
+        from_torch(theirs.state_dict(), variables)
+
+
+@pytest.mark.parametrize("name", ["ema_w", "cluster_size", "running_max", "weight", "bias"])
+def test_buffers_that_training_keeps_are_no_constants(name):
+    theirs = t.Linear(4, 4)
+    if name in ("weight", "bias"):  # frozen, as in FrozenBatchNorm2d
+        delattr(theirs, name)
+    theirs.register_buffer(name, torch.ones(4))
+    leaves = {"weight": "kernel", "bias": "bias"}
+    params = {ours: np.ones((4, 4)[: 1 + (k == "weight")]) for k, ours in leaves.items()}
+    params.pop(leaves.get(name), None)
+    with pytest.raises(ValueError, match=f"unknown names of torch: {name} "):
+        from_torch(theirs, {"params": params})
+
+
+# torch's options; whether Flax's attention has a bias.
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"kdim": 3, "vdim": 5}])
+@pytest.mark.parametrize("kind", ["linen", "nnx", "names"])
+def test_attention_is_split_by_projection_and_head(options, kind):
+    theirs = randomized(t.MultiheadAttention(6, 3, batch_first=True, **options))
+    rng = np.random.default_rng(4)
+    sizes = [(2, 5, 6), (2, 7, options.get("kdim", 6)), (2, 7, options.get("vdim", 6))]
+    q, k, v = (rng.normal(size=size).astype(np.float32) for size in sizes)
+    use_bias = options.get("bias", True)
+    if kind == "nnx":
+        if "kdim" in options:
+            pytest.skip("nnx has one size for key and value")
+        ours = nnx.MultiHeadAttention(3, 6, use_bias=use_bias, rngs=nnx.Rngs(0), decode=False)
+        variables = nnx.state(ours)
+    else:
+        ours = nn.MultiHeadDotProductAttention(3, qkv_features=6, use_bias=use_bias)
+        variables = jax.eval_shape(ours.init, jax.random.key(0), q, k, v)
+    source = theirs if kind == "linen" else theirs.state_dict()
+    variables = from_torch(source, variables)
+    if kind == "nnx":
+        nnx.update(ours, variables)
+        y = ours(q, k, v)
+    else:
+        y = ours.apply(variables, q, k, v)
+    want, _ = theirs(*map(torch.from_numpy, (q, k, v)))
+    assert relative_error(y, want.detach().numpy()) < 1e-5
+    back = to_torch(variables, theirs)
+    assert all(torch.equal(back[name], x) for name, x in theirs.state_dict().items())
+
+
+def test_attention_below_other_layers_under_other_names():
+    theirs = randomized(t.TransformerEncoderLayer(4, 2, 8, batch_first=True))
+    whole = {"kernel": np.zeros((4, 4)), "bias": np.zeros(4)}
+    heads = {"kernel": np.zeros((4, 2, 2)), "bias": np.zeros((2, 2))}
+    norm = {"scale": np.zeros(4), "bias": np.zeros(4)}
+    attention = {"q": whole, "key": whole, "value": whole, "o": whole}
+    params = {
+        "attn": attention,
+        "linear1": {"kernel": np.zeros((4, 8)), "bias": np.zeros(8)},
+        "linear2": {"kernel": np.zeros((8, 4)), "bias": np.zeros(4)},
+        "norm1": norm,
+        "norm2": norm,
+    }
+    rename = [("^self_attn", "attn"), (r"^attn\.query", "attn.q"), (r"^attn\.out_proj", "attn.o")]
+    new = from_torch(theirs, {"params": params}, rename)
+    weight = theirs.self_attn.in_proj_weight.detach().numpy()
+    np.testing.assert_array_equal(new["params"]["attn"]["q"]["kernel"], weight[:4].T)
+    np.testing.assert_array_equal(new["params"]["attn"]["value"]["kernel"], weight[8:].T)
+    # A part may be left out: it keeps its value in both directions.
+    some = from_torch(theirs, {"params": params}, rename, ignore="attn/key")
+    assert not some["params"]["attn"]["key"]["kernel"].any()
+    back = to_torch(some, theirs, rename, ignore="attn/key")
+    assert all(torch.equal(back[name], x) for name, x in theirs.state_dict().items())
+    # Four projections of Flax's attention by head, from linear layers of their own.
+    params = dict.fromkeys(("query", "key", "value"), heads)
+    params |= {"out": {"kernel": np.zeros((2, 2, 4)), "bias": np.zeros(4)}}
+    linear = randomized(t.ModuleDict({name: t.Linear(4, 4) for name in params}))
+    new = from_torch(linear, {"params": params})["params"]
+    weight = linear["out"].weight.detach().numpy().T
+    np.testing.assert_array_equal(new["out"]["kernel"], weight.reshape(2, 2, 4))
 
 
 def test_an_embedding_is_not_transposed():
