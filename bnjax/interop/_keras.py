@@ -220,10 +220,10 @@ class Names:
 
     def _separable(self, layer: str, leaf: str, shape: Shape) -> list[Place]:
         """A separable convolution is a depthwise one and one of size 1, which has the bias."""
-        if not {f"{layer}/{name}" for name in SEPARABLE} <= self.paths:
+        if not {leaf_name("", layer, kernel) for kernel in SEPARABLE} <= self.paths:
             return []
         name, ours = SEPARABLE.get(leaf, ("pointwise", leaf))
-        path = renamed(f"{layer}/{name}".removeprefix("/"), self.rename)
+        path = renamed(leaf_name("", layer, name), self.rename)
         layout = _depthwise(shape) if name == "depthwise" else reshaped(shape)
         return [Place(leaf_name("params", path, ours), layout)]
 
