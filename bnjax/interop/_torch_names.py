@@ -27,6 +27,8 @@ LEAVES = {
     "running_var": ("batch_stats", "var"),
     "num_batches_tracked": ("batch_stats", "count"),
 }
+# What norms of other hands call theirs.
+NORM = {"gamma": "scale", "beta": "bias"}
 # Of torch.nn.MultiheadAttention: which projections a parameter holds, one below the other.
 PROJECTIONS = {
     "in_proj_weight": ("query", "key", "value"),
@@ -91,6 +93,9 @@ class Names:
             return [*self._kernel(layer, kernel, shape, leaves), Place(table, reshaped(shape))]
         collection, ours = LEAVES.get(leaf, ("params", "scale" if leaf == "weight" else leaf))
         ours = leaf_name(collection, path, ours)
+        if leaf in NORM:
+            other = leaf_name(collection, path, NORM[leaf])
+            return [Place(ours, reshaped(shape)), Place(other, reshaped(shape))]
         of_heads = leaf == "bias" and _in_attention(path, leaves)
         return [Place(ours, _heads(reshaped(shape), ours, leaves) if of_heads else reshaped(shape))]
 

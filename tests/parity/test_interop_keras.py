@@ -295,6 +295,47 @@ def test_an_nnx_model_and_another_epsilon():
         check_batch_norms(ours, batch_norm_options(theirs, rename))
 
 
+class Own(keras.layers.Layer):
+    """A batch norm in user code."""
+
+    def build(self, shape):
+        self.epsilon, self.momentum = 1e-2, 0.8
+        options = {"shape": shape[-1:], "trainable": False}
+        self.moving_mean = self.add_weight(name="moving_mean", **options)
+        self.moving_variance = self.add_weight(name="moving_variance", **options)
+        self.beta = self.add_weight(name="beta", shape=shape[-1:])
+
+    def call(self, x):
+        return (x - self.moving_mean) / (self.moving_variance + self.epsilon) ** 0.5 + self.beta
+
+
+# https://github.com/pytorch/vision/issues/2169
+def test_vision_2169_what_holds_moving_averages_is_a_batch_norm():
+    norm = layers.BatchNormalization(momentum=0.5, scale=False, name="norm", trainable=False)
+    rows = layers.TimeDistributed(norm, name="rows")
+    theirs = keras.Sequential([keras.Input((3, 2)), Own(name="own"), rows])
+    want = {"momentum": 0.8, "epsilon": 1e-2, "ddof": 0, "use_scale": False, "use_bias": True}
+    options = batch_norm_options(theirs)
+    assert options.pop("own") == want
+    assert options == {"rows/norm": want | {"momentum": 0.5, "epsilon": 1e-3}}
+    assert set(from_keras(theirs, stats_of(theirs))["batch_stats"]) == {"own", "rows"}
+    with pytest.raises(ValueError, match="late: must be built to have a path"):
+        batch_norm_options(keras.Sequential([layers.BatchNormalization(name="late")]))
+
+
+def stats_of(model):
+    """What from_keras fills of a model without scales."""
+    names = {"moving_mean": "mean", "moving_variance": "var"}
+    tree = {"params": {}, "batch_stats": {}}
+    for weight in model.weights:
+        *path, leaf = weight.path.split("/")[1:]
+        node = tree["params" if leaf == "beta" else "batch_stats"]
+        for key in path:
+            node = node.setdefault(key, {})
+        node[names.get(leaf, "bias")] = jax.ShapeDtypeStruct(weight.shape, weight.dtype)
+    return tree
+
+
 def test_weights_of_one_name_are_refused():
     class Twice(keras.layers.Layer):
         def __init__(self):

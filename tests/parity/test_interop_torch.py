@@ -387,6 +387,113 @@ def test_options_name_what_cannot_be_carried():
         from_torch(untracked, template(BatchNorm(use_running_average=True), np.ones((2, 2))))
 
 
+class Frozen(t.Module):
+    """``FrozenBatchNorm2d``: all buffers. torchvision's has no counter, detectron2's may have."""
+
+    def __init__(self, n, eps: float | None = 1e-5, counts=False, activation=None):
+        super().__init__()
+        if eps is not None:
+            self.eps = eps
+        self.activation = activation
+        leaves = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+        for name, value in leaves.items():
+            self.register_buffer(name, torch.full((n,), value))
+        if counts:
+            self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x):
+        shape = (1, -1, 1, 1)
+        scale = self.weight * (self.running_var + getattr(self, "eps", 0.0)).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        y = x * scale.view(shape) + shift.view(shape)
+        return y if self.activation is None else self.activation(y)
+
+
+class Own(t.Module):
+    """A norm in user code, as in-place ABN is: no subclass of torch's, other names."""
+
+    def __init__(self, n, momentum=0.2, epsilon=1e-2, learns=True):
+        super().__init__()
+        self.momentum, self.epsilon = momentum, epsilon
+        if learns:
+            self.gamma, self.beta = t.Parameter(torch.ones(n)), t.Parameter(torch.zeros(n))
+        self.register_buffer("running_mean", torch.zeros(n))
+        self.register_buffer("running_var", torch.ones(n))
+
+    def forward(self, x):
+        options = {"momentum": self.momentum or 0, "eps": self.epsilon, "training": self.training}
+        affine = (getattr(self, "gamma", None), getattr(self, "beta", None))
+        return t.functional.batch_norm(x, self.running_mean, self.running_var, *affine, **options)
+
+
+NORMS = {
+    "frozen": (lambda: Frozen(4), {"momentum": 1.0, "epsilon": 1e-5}),
+    "frozen without epsilon": (lambda: Frozen(4, eps=0.0), {"momentum": 1.0, "epsilon": 0.0}),
+    "frozen with a counter": (lambda: Frozen(4, 1e-3, counts=True), {"epsilon": 1e-3}),
+    "frozen with an activation": (lambda: Frozen(4, 1e-2, activation=torch.relu), {}),
+    "synchronous": (lambda: t.SyncBatchNorm(4, 1e-2, 0.2), {"momentum": 0.8, "epsilon": 1e-2}),
+    "an instance norm that tracks": (
+        lambda: t.InstanceNorm2d(4, 1e-2, 0.2, affine=True, track_running_stats=True),
+        {"momentum": 0.8, "epsilon": 1e-2},
+    ),
+    "of the user": (lambda: Own(4), {"momentum": 0.8, "epsilon": 1e-2}),
+    "of the user without parameters": (
+        lambda: Own(4, momentum=None, learns=False),
+        {"momentum": None, "use_scale": False, "use_bias": False},
+    ),
+}
+
+
+# https://github.com/pytorch/vision/issues/2169
+@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize("kind", NORMS)
+def test_vision_2169_what_holds_running_statistics_is_a_batch_norm(kind, debias):
+    make, want = NORMS[kind]
+    theirs = t.ModuleDict({"bn": randomized(make(), 3)}).eval()
+    options = batch_norm_options(theirs)["bn"]
+    assert {*options} == {"momentum", "epsilon", "ddof", "use_scale", "use_bias"}
+    assert {key: options[key] for key in want} == pytest.approx(want)
+    ours = BatchNorm(use_running_average=True, name="bn", debias=debias, **options)
+    x = np.random.default_rng(5).normal(size=(2, 3, 3, 4)).astype(np.float32)
+    variables = from_torch(theirs, {k: {"bn": v} for k, v in template(ours, x).items()})
+    flat = {collection: layers["bn"] for collection, layers in variables.items()}
+    if "count" in flat["batch_stats"]:
+        stats = flat["batch_stats"]
+        assert isinstance(stats["count"], jax.Array)
+        assert stats["count"] == int(theirs.state_dict().get("bn.num_batches_tracked", 0))
+        flat["batch_stats"] = stats | {"count": jnp.array(1)}  # of any number, evaluation is one
+    y = ours.apply(flat, x)
+    if kind == "frozen with an activation":
+        y = jax.nn.relu(y)
+    assert relative_error(y, channels_last(theirs["bn"](channels_first(x)))) < 1e-5
+    back = to_torch(variables, theirs)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(back[name], tensor), name
+
+
+# https://github.com/pytorch/vision/issues/2169
+def test_vision_2169_norms_that_do_not_tell_their_options_are_named():
+    own = Own(4)
+    del own.momentum
+    shared = t.BatchNorm2d(4)
+    theirs = t.Sequential(Frozen(4, eps=None), own, shared, t.InstanceNorm2d(4), shared)
+    untold = r"epsilon of 0 \(Frozen\), momentum of 1 \(Own\) must be an attribute"
+    with pytest.raises(ValueError, match=untold):
+        batch_norm_options(theirs)
+    options = batch_norm_options(theirs, defaults={"epsilon": 0.0, "momentum": 0.9})
+    assert {path: (o["epsilon"], o["momentum"]) for path, o in options.items()} == {
+        "0": (0.0, 1.0),
+        "1": (1e-2, 0.9),
+        "2": (1e-5, 0.9),
+        "4": (1e-5, 0.9),  # the same layer, under both names that a state_dict has
+    }
+    with pytest.raises(ValueError, match="defaults may be of epsilon and momentum, got eps"):
+        batch_norm_options(theirs, defaults={"eps": 0.0})
+    two = t.Sequential(t.BatchNorm1d(2), t.BatchNorm1d(2, eps=1e-3))
+    with pytest.raises(ValueError, match=r"1 \(BatchNorm1d\) at bn must have the options of"):
+        batch_norm_options(two, [(r"\d", "bn")])
+
+
 IMAGES = np.random.default_rng(2).normal(size=(4, 64, 64, 3)).astype(np.float32)
 
 
