@@ -17,10 +17,8 @@ from bnjax.interop._names import Choice, chosen
 
 # What people call layers that enlarge a map.
 ENLARGES = re.compile(r"transpos|deconv|conv_?t(?![a-z])|(?<![a-z])(t_?conv|up(?!date|per))")
-# What people call layers that hold others.
-CONTAINERS = re.compile(
-    r"^(layers?|blocks?|features|main|body|net|network|model|module|sequential|decoder)[_\d]*$"
-)
+# What they call ordinary ones.
+ORDINARY = re.compile(r"conv|down|^c\d*$")
 
 
 class Kinds(NamedTuple):
@@ -66,18 +64,17 @@ def kernel_places(
 
 
 def _suspect(layer: str, leaf: str, space: Shape) -> bool:
-    """Whether something speaks for a transposed convolution.
+    """Whether something speaks for a transposed convolution, or nothing for an ordinary one.
 
-    That is the layer's own name, on either side; the lack of any name; and where the foreign name
-    tells nothing an even size, which fits a stride of two, whereas ordinary kernels have a centre.
+    The layer's own name on either side may say either. Else the lack of a foreign name is one
+    hint, and an even size another: it fits a stride of two, whereas ordinary kernels have a centre.
     """
-    path = leaf.split("/")[1:-1]
-    own = _own_name(re.split(r"[./]", layer))
-    if not layer and not path:
+    theirs, ours = _own_name(re.split(r"[./]", layer)), _own_name(leaf.split("/")[1:-1])
+    if ENLARGES.search(theirs) or ENLARGES.search(ours):
         return True
-    if any(map(ENLARGES.search, (own, _own_name(path)))):
-        return True
-    return not CONTAINERS.sub("", own) and all(n % 2 == 0 for n in space)
+    if ORDINARY.search(theirs) or ORDINARY.search(ours):
+        return False
+    return not theirs or all(n % 2 == 0 for n in space)
 
 
 def _own_name(path: list[str]) -> str:

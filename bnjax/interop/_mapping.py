@@ -58,6 +58,8 @@ def read(
     """``variables`` with the values of ``foreign``, in their own dtypes."""
     flat, rebuild = _variables.flatten(variables)
     pairs, uncounted = pair(foreign, flat, places, library, ignore)
+    if empty := [name for name, *_ in pairs if _is_empty(foreign[name])]:
+        raise ValueError(f"{library} has no values at {', '.join(empty)}, only shapes.")
     new, losses = dict(flat), []
     for name, path, layout, part in pairs:
         dtype = jax.dtypes.canonicalize_dtype(flat[path].dtype)
@@ -217,13 +219,18 @@ def _check_leaves(flat: Flat) -> None:
 
 
 def _check_values(flat: Flat, paths: Iterable[Path]) -> None:
-    empty = [_variables.name(p) for p in paths if isinstance(flat[p], jax.ShapeDtypeStruct)]
+    empty = [_variables.name(path) for path in paths if _is_empty(flat[path])]
     if empty:
         raise ValueError(
             f"variables have no values at {', '.join(empty)}, only shapes, and nothing fills them. "
             "jax.eval_shape gives shapes alone: pass what model.init(key, x) draws, or the "
             "nnx.state of a model."
         )
+
+
+def _is_empty(x: Any) -> bool:
+    """Whether ``x`` is a shape without values: of jax.eval_shape, or of torch's meta device."""
+    return isinstance(x, jax.ShapeDtypeStruct) or getattr(x, "is_meta", False)
 
 
 def _is_array(x: Any) -> bool:
@@ -241,8 +248,7 @@ def _to_numpy(x: Any) -> np.ndarray:
 def _blank(like: Any, part: Part) -> np.ndarray:
     """An array to write to: of the shape and dtype of ``like``, and of its values if they stay."""
     dtype = np.dtype(str(like.dtype).removeprefix("torch."))
-    valueless = isinstance(like, jax.ShapeDtypeStruct) or getattr(like, "is_meta", False)
-    if part is ... or valueless:
+    if part is ... or _is_empty(like):
         return np.zeros(like.shape, dtype)
     return np.array(_to_numpy(like), dtype)
 

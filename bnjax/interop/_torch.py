@@ -54,10 +54,10 @@ def from_torch(
     type; and buffers that have no leaf are left out where they are constants (tables of
     positions, anchors, masks): all but those of norms, and those whose name says that training
     keeps them (``ema_w``, ``cluster_size``). Given names alone, a kernel of as many channels in as
-    out is taken for that of an ordinary convolution, but for an error that asks for
-    ``transposed`` where something speaks for the other: the name of the layer, on either side
-    (``up``, ``deconv``, ``ConvTranspose_0``); no name at all; an even size, such as 2 × 2, of a
-    layer with a mere number for a name; or a shape that fits in no other way.
+    out is taken for that of an ordinary convolution, unless something speaks for the other; then
+    an error asks for ``transposed``. That is the layer's own name on either side (``up``,
+    ``deconv``, ``ConvTranspose_0``); or, where neither side says ``conv`` or ``down``, a mere
+    number for a name or an even size, such as 2 × 2; or a shape that fits in no other way.
 
     Args:
       source: a ``state_dict`` of tensors or NumPy arrays (then torch need not be installed), or

@@ -198,7 +198,8 @@ DOUBTFUL = {
     "no name": ("weight", (), (4, 4, 3, 3)),
     "a name of theirs": ("up1.0.weight", ("layers_0",), (4, 4, 3, 3)),
     "a name of ours": ("block.3.weight", ("ConvTranspose_0",), (4, 4, 3)),
-    "an even size": ("2.weight", ("layers_2",), (4, 4, 2, 2)),
+    "a number for a name": ("2.weight", ("layers_2",), (4, 4, 1, 1)),
+    "an even size": ("decoder.weight", ("decoder",), (4, 4, 2, 4)),
     "no other way": ("conv.weight", ("conv",), (4, 6, 3, 3)),
 }
 
@@ -224,6 +225,7 @@ def test_names_alone_do_not_tell_a_transposed_convolution(kind):
 
 def test_ordinary_convolutions_of_equal_channels_are_not_asked_for():
     names = {"layer1.0.conv1": 3, "features.5": 3, "update": 3, "layer2.0.downsample.0": 1}
+    names |= {"conv": 2, "c1": 4}
     rng = np.random.default_rng(23)
     source = {f"{name}.weight": draw(rng, 4, 4, n, n) for name, n in names.items()}
     leaves = [("params", *name.split("."), "kernel", (n, n, 4, 4)) for name, n in names.items()]
@@ -232,10 +234,12 @@ def test_ordinary_convolutions_of_equal_channels_are_not_asked_for():
         new["params"]["features"]["5"]["kernel"],
         source["features.5.weight"].transpose(2, 3, 1, 0),
     )
+    numbered = template(("params", "Conv_0", "kernel", (2, 2, 4, 4)))
+    from_torch({"0.weight": draw(rng, 4, 4, 2, 2)}, numbered, [("0", "Conv_0")])
     # One that can only be transposed casts doubt on the others.
     source["decoder.0.weight"] = draw(rng, 4, 6, 3, 3)
     leaves.append(("params", "decoder", "0", "kernel", (3, 3, 4, 6)))
-    with pytest.raises(ValueError, match=r"decoder\.0\.weight, perhaps 4 more of equal sizes"):
+    with pytest.raises(ValueError, match=r"decoder\.0\.weight, perhaps 6 more of equal sizes"):
         from_torch(source, template(*leaves))
     from_torch(source, template(*leaves), transposed="decoder")
 
@@ -355,9 +359,14 @@ def test_narrow_dtypes_are_kept_and_rounding_is_no_fault():
         ({"rename": ("bn", "norm")}, ValueError, r"rename must be pairs .*got 'bn' in it"),
         ({"rename": [("a", "b", "c")]}, ValueError, r"rename must be pairs"),
         (
-            {"variables": {"params": {"bias": nn.Partitioned(np.ones(2), ("data",))}}},
+            {"variables": {"params": {"bias": "zeros"}}},
             TypeError,
-            r"got Partitioned at params/bias.*flax.linen.unbox",
+            r"variables must hold arrays or jax.ShapeDtypeStruct, got str at params/bias",
+        ),
+        (
+            {"source": {"bias": jax.ShapeDtypeStruct((2,), jnp.float32)}},
+            ValueError,
+            "torch has no values at bias, only shapes",
         ),
         ({"rename": lambda name: None}, TypeError, "function in rename must .*got NoneType for ''"),
         ({"transposed": True}, TypeError, "transposed must be a regular expression, got True"),

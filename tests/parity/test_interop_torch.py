@@ -631,6 +631,8 @@ def test_a_model_without_storage_says_what_is_expected():
     back = to_torch(from_torch(theirs, ours), like)
     assert torch.equal(back["running_mean"], theirs.running_mean)
     assert back["num_batches_tracked"] == 0 and not back["num_batches_tracked"].is_meta
+    with pytest.raises(ValueError, match="torch has no values at weight, bias, running_mean"):
+        from_torch(like, ours)
 
 
 def test_files_of_torch(tmp_path):
