@@ -19,6 +19,7 @@ from bnjax import _variables
 from bnjax._variables import Flat, Path
 from bnjax.interop._layout import Layout, Shape
 from bnjax.interop._names import chosen
+from bnjax.interop._values import cast, is_empty, refuse_losses, to_numpy
 
 Part = slice | EllipsisType  # of the first axis of a foreign array
 
@@ -58,15 +59,15 @@ def read(
     """``variables`` with the values of ``foreign``, in their own dtypes."""
     flat, rebuild = _variables.flatten(variables)
     pairs, uncounted = pair(foreign, flat, places, library, ignore)
-    if empty := [name for name, *_ in pairs if _is_empty(foreign[name])]:
+    if empty := [name for name, *_ in pairs if is_empty(foreign[name])]:
         raise ValueError(f"{library} has no values at {', '.join(empty)}, only shapes.")
     new, losses = dict(flat), []
     for name, path, layout, part in pairs:
         dtype = jax.dtypes.canonicalize_dtype(flat[path].dtype)
-        x, loss = _cast(layout.read(_to_numpy(foreign[name])[part]), dtype)
+        x, loss = cast(layout.read(to_numpy(foreign[name])[part]), dtype)
         new[path] = jnp.asarray(x)
         losses += [f"{name}: {loss}"] if loss else []
-    _refuse_losses(losses)
+    refuse_losses(losses)
     for path in uncounted:  # statistics of nobody knows how many updates
         new[path] = jnp.zeros(flat[path].shape, flat[path].dtype)
     _check_values(new, [path for path in flat if path[0] in _variables.KINDS])
@@ -83,10 +84,10 @@ def write(
     new, losses = {}, []
     for name, path, layout, part in pairs:
         whole = new.setdefault(name, _blank(foreign[name], part))
-        x, loss = _cast(layout.write(np.asarray(flat[path]), whole[part].shape), whole.dtype)
+        x, loss = cast(layout.write(np.asarray(flat[path]), whole[part].shape), whole.dtype)
         whole[part] = x
         losses += [f"{_variables.name(path)}: {loss}"] if loss else []
-    _refuse_losses(losses)
+    refuse_losses(losses)
     return new
 
 
@@ -219,7 +220,7 @@ def _check_leaves(flat: Flat) -> None:
 
 
 def _check_values(flat: Flat, paths: Iterable[Path]) -> None:
-    empty = [_variables.name(path) for path in paths if _is_empty(flat[path])]
+    empty = [_variables.name(path) for path in paths if is_empty(flat[path])]
     if empty:
         raise ValueError(
             f"variables have no values at {', '.join(empty)}, only shapes, and nothing fills them. "
@@ -228,47 +229,13 @@ def _check_values(flat: Flat, paths: Iterable[Path]) -> None:
         )
 
 
-def _is_empty(x: Any) -> bool:
-    """Whether ``x`` is a shape without values: of jax.eval_shape, or of torch's meta device."""
-    return isinstance(x, jax.ShapeDtypeStruct) or getattr(x, "is_meta", False)
-
-
 def _is_array(x: Any) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype")
-
-
-def _to_numpy(x: Any) -> np.ndarray:
-    if not hasattr(x, "detach"):
-        return np.asarray(x)
-    x = x.detach().cpu()
-    # NumPy has no bfloat16 that torch knows of; float32 holds all narrower values.
-    return (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy()
 
 
 def _blank(like: Any, part: Part) -> np.ndarray:
     """An array to write to: of the shape and dtype of ``like``, and of its values if they stay."""
     dtype = np.dtype(str(like.dtype).removeprefix("torch."))
-    if part is ... or _is_empty(like):
+    if part is ... or is_empty(like):
         return np.zeros(like.shape, dtype)
-    return np.array(_to_numpy(like), dtype)
-
-
-def _cast(x: np.ndarray, dtype: Any) -> tuple[np.ndarray, str | None]:
-    """``x`` as ``dtype``, and what is lost beyond rounding."""
-    if np.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
-        return x, f"complex does not fit into {dtype}"
-    with np.errstate(all="ignore"):
-        y = x.astype(dtype)
-    if jnp.issubdtype(dtype, jnp.inexact):
-        lost = np.isfinite(x) & ~np.isfinite(y)
-        return y, f"{lost.sum()} finite values are infinite in {dtype}" if lost.any() else None
-    lost = x != y
-    return y, f"{lost.sum()} values are not the same in {dtype}" if lost.any() else None
-
-
-def _refuse_losses(losses: Sequence[str]) -> None:
-    if losses:
-        raise ValueError(
-            f"values do not fit into the dtype they are to have: {'; '.join(losses)}. Give the "
-            "target a wider dtype, or cast the values yourself before."
-        )
+    return np.array(to_numpy(like), dtype)
