@@ -237,6 +237,8 @@ def _keras_norms(keras: Any, model: Any) -> dict[str, Any]:
         if isinstance(layer, keras.layers.BatchNormalization)
         or (_has(layer, "moving_mean") and _has(layer, "moving_variance"))
     ]
+    if layers == [model]:
+        return {"": model}
     if unbuilt := [layer.name for layer in layers if not _has(layer, "moving_mean")]:
         raise ValueError(
             f"{', '.join(unbuilt)}: must be built to have a path. Call the model on a batch, or "
@@ -250,9 +252,15 @@ def _keras_options(layer: Any) -> dict[str, Any]:
         "momentum": getattr(layer, "momentum", UNTOLD),
         "epsilon": _epsilon(layer),
         "ddof": 0,
-        "use_scale": _has(layer, "gamma"),
-        "use_bias": _has(layer, "beta"),
+        "use_scale": _uses(layer, "scale", "gamma"),
+        "use_bias": _uses(layer, "center", "beta"),
     }
+
+
+def _uses(layer: Any, flag: str, weight: str) -> bool:
+    """What Keras's layer is told; what one of other hands holds."""
+    told = getattr(layer, flag, None)
+    return told if isinstance(told, bool) else _has(layer, weight)
 
 
 def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

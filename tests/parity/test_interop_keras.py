@@ -319,6 +319,9 @@ def test_vision_2169_what_holds_moving_averages_is_a_batch_norm():
     assert options.pop("own") == want
     assert options == {"rows/norm": want | {"momentum": 0.5, "epsilon": 1e-3}}
     assert set(from_keras(theirs, stats_of(theirs))["batch_stats"]) == {"own", "rows"}
+    assert batch_norm_options(layers.BatchNormalization(center=False)) == {
+        "": {"momentum": 0.99, "epsilon": 1e-3, "ddof": 0, "use_scale": True, "use_bias": False}
+    }
     with pytest.raises(ValueError, match="late: must be built to have a path"):
         batch_norm_options(keras.Sequential([layers.BatchNormalization(name="late")]))
 
