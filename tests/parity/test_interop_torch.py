@@ -544,6 +544,9 @@ def test_a_small_resnet_trains_the_same():
     theirs, ours = randomized(_resnet.TorchResNet(**sizes)).train(), _resnet.ResNet(**sizes)
     images, labels = IMAGES[:, :32, :32], np.arange(4)
     variables = from_torch(theirs, template(ours, images), _resnet.RENAME)
+    # Its names alone are enough, though many kernels have as many channels in as out.
+    named = from_torch(theirs.state_dict(), template(ours, images), _resnet.RENAME)
+    jax.tree.map(np.testing.assert_array_equal, named, variables)
 
     @jax.jit
     def step(variables):
