@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from bnjax._variables import choose
 from bnjax.interop._onnx import OnnxNorm
-from bnjax.interop._onnx_node import Scope, read
+from bnjax.interop._onnx_node import read
+from bnjax.interop._onnx_values import Scope
 from bnjax.interop._optional import optional
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ def from_onnx(
     population variance (``ddof=0``) of a training batch, :math:`\mu, v` the running ones.
 
     Nodes in the branches and loops of the model and in its local functions are found too. Nothing
-    in a model is executed.
+    in a model is executed but, on stored arrays, what turns them into those of a norm.
 
     Args:
-      model: the model, or its file. Arrays may be initialisers (overridable ones too: the value
-        in the file counts) or constants, by way of Identity.
+      model: the model, or its file. Arrays may be initialisers, sparse ones and overridable ones
+        (the value in the file counts) among them, or constants; and what nodes make of these:
+        Cast, Reshape, Transpose, Squeeze and the like, Concat, Split, Slice, Expand,
+        ConstantOfShape, DequantizeLinear, and arithmetic.
       nodes: regular expression, to be found anywhere in a name; all norms by default.
 
     Returns:
@@ -70,7 +73,7 @@ def from_onnx(
     opset = _opset(proto)
     found = [
         (node.name or node.output[0], node, scope)
-        for node, scope in _walk(proto.graph, Scope({}, {}, {}))
+        for node, scope in _walk(proto.graph, Scope({}, {}, {}, {}))
         if _NORM.search(node.op_type)
     ]
     if nodes is not None:
@@ -124,19 +127,14 @@ def _walk(graph, outer: Scope) -> Iterator[tuple[Any, Scope]]:
 
 
 def _scope(graph, outer: Scope) -> Scope:
-    tensors = outer.tensors | {tensor.name: tensor for tensor in graph.initializer}
-    makers, shapes = dict(outer.makers), dict(outer.shapes)
-    for node in graph.node:
-        makers |= dict.fromkeys(node.output, node.op_type)
-        if node.op_type == "Constant":
-            values = (a.t for a in node.attribute if a.name == "value")
-            tensors |= zip(node.output, values, strict=False)
-        elif node.op_type == "Identity" and node.input[0] in tensors:
-            tensors[node.output[0]] = tensors[node.input[0]]
+    sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
+    tensors = outer.tensors | sparse | {tensor.name: tensor for tensor in graph.initializer}
+    makers = outer.makers | {name: node for node in graph.node for name in node.output}
+    shapes = dict(outer.shapes)
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
             shapes[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else None for d in dims
             )
-    return Scope(tensors, makers, shapes)
+    return Scope(tensors, makers, shapes, {})

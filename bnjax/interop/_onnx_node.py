@@ -7,19 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnjax.interop._onnx import KINDS, LEAVES, OnnxNorm, schema_of
+from bnjax.interop._onnx_values import Scope, Shape, array_of, is_real
 from bnjax.interop._optional import optional
 
 Arrays = dict[str, np.ndarray]
-Shape = tuple[int | None, ...] | None  # None for what is not known
 _INFER = "onnx.shape_inference.infer_shapes(model) may find it"
-
-
-class Scope(NamedTuple):
-    """What is known of the values that a node can see, by name."""
-
-    tensors: dict[str, Any]  # those stored in the model: TensorProto
-    makers: dict[str, str]  # the type of the node that computes it
-    shapes: dict[str, Shape]
 
 
 class _Node(NamedTuple):
@@ -36,13 +28,20 @@ def read(name: str, node, opset: int, scope: Scope) -> OnnxNorm:
     """The norm that ``node`` is; ValueError with all that is wrong with its inputs."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in KINDS:
         raise ValueError(f"{node.domain or 'ai.onnx'}.{node.op_type} is none of {', '.join(KINDS)}")
+    if node.op_type == "BatchNormalization" and opset < 14 and any(node.output[1:]):
+        raise ValueError(
+            "training before opset 14 does not say which variance it keeps, and "
+            "onnx.version_converter cannot convert it. Export the model anew with opset 14 or "
+            "later; or take away the outputs after the first (del node.output[1:]), and it is "
+            "read as a norm that evaluates"
+        )
     schema = schema_of(node.op_type, opset)
     options, arrays = _READERS[node.op_type](
         _Node(
             node,
             schema.since_version,
             _attributes(node, schema),
-            _arrays(node, schema, scope),
+            _arrays(node, schema, scope, opset),
             scope.shapes.get(node.input[0]),
         )
     )
@@ -55,11 +54,6 @@ def read(name: str, node, opset: int, scope: Scope) -> OnnxNorm:
 def _batch_norm(node: _Node):
     if not node.attributes.get("spatial", 1):
         raise ValueError("spatial=0, a mean for each position, is not batch norm over axis 1")
-    if node.version < 14 and any(node.proto.output[1:]):
-        raise ValueError(
-            "training before opset 14 does not say which variance it keeps. Convert the model "
-            "with onnx.version_converter"
-        )
     _check_channels(node.arrays, node.shape)
     return {
         "axis": 1,
@@ -121,23 +115,22 @@ def _attributes(node, schema) -> dict[str, Any]:
     return {k: value_of(v) for k, v in defaults.items() if k not in given} | given
 
 
-def _arrays(node, schema, scope: Scope) -> Arrays:
+def _arrays(node, schema, scope: Scope, opset: int) -> Arrays:
     """The inputs after X, by the names of :data:`LEAVES`; one error for all that are no arrays."""
-    onnx = optional("onnx")
+    optional_input = optional("onnx").defs.OpSchema.FormalParameterOption.Optional
     arrays, problems = {}, [f"unknown input {v!r}" for v in node.input[len(schema.inputs) :] if v]
     for i, (leaf, formal) in enumerate(zip(LEAVES, list(schema.inputs)[1:], strict=False), 1):
         name = node.input[i] if i < len(node.input) else ""
-        tensor = scope.tensors.get(name)
-        if tensor is not None and tensor.data_location == onnx.TensorProto.EXTERNAL:
-            problems.append(f"{leaf}={name!r} is in another file: give from_onnx the model's path")
-        elif tensor is not None:
-            arrays[leaf] = onnx.numpy_helper.to_array(tensor)
-        elif name:
-            maker = scope.makers.get(name)
-            source = f"computed by {maker}" if maker else "an input of the graph"
-            problems.append(f"{leaf}={name!r} is {source}, not stored")
-        elif formal.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
+        if not name and formal.option != optional_input:
             problems.append(f"{leaf} is missing")
+        elif name:
+            try:
+                arrays[leaf] = array_of(name, scope, opset)
+            except ValueError as error:
+                problems.append(f"{leaf}={name!r} {error}")
+                continue
+            if not is_real(arrays[leaf]):
+                problems.append(f"{leaf}={name!r} is of {arrays[leaf].dtype}, not of real numbers")
     if problems:
         raise ValueError("; ".join(problems))
     return arrays
