@@ -479,6 +479,14 @@ def test_what_onnx_cannot_say_is_refused(kind, options, variables, shape, error,
 
 
 @pytest.mark.parametrize(
+    "model", [bnjax.linen.BatchNorm(), bnjax.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), {"params": {}}]
+)
+def test_a_model_is_not_written_but_told_what_is(model):
+    with pytest.raises(TypeError, match=r"norm must be a .*OnnxNorm, got .* writes one normalis"):
+        to_onnx(model, ("N", 3))
+
+
+@pytest.mark.parametrize(
     ("case", "first"), [("batch", 15), ("instance", 6), ("layer", 17), ("group", 21), ("rms", 23)]
 )
 def test_older_opsets_are_written_where_they_mean_the_same(case, first):
