@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax import _variables
+from bnjax._switches import Switches
 from bnjax._variables import Flat, Path
 from bnjax.core import Moments
-from bnjax.core._switches import Switches
 from bnjax.training._observe import Step, compiled_observer, gather
 
 V = TypeVar("V")
