@@ -11,22 +11,19 @@ import logging
 import sys
 import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from bnjax import _variables
-from bnjax.interop._collections import COLLECTIONS, to_variables
+from bnjax.interop._collections import to_variables
 from bnjax.interop._folders import read_folder
-from bnjax.interop._optional import optional
+from bnjax.interop._safetensors import CHECKSUM, read_safetensors, verify
 from bnjax.interop._torch import load_torch
 from bnjax.interop._trees import Leaves, arrays, is_msgpack, read_msgpack
 
-CHECKSUM = "checksum"
 LEGAL = (
     "Legal are a folder written by orbax or flax.training.checkpoints, a .safetensors file, a "
     ".msgpack file of flax.serialization, and an .npz file of arrays"
@@ -105,55 +102,6 @@ def load_statistics(path: str | Path, *, ignore: str | None = None) -> dict[str,
     return _load(Path(path), ignore, torch=True)
 
 
-def save_safetensors(variables: Any, path: str | Path) -> None:
-    """Write parameters and running statistics as a safetensors file, with a checksum.
-
-    Names are ``"params/block/bn/scale"``, ``"batch_stats/block/bn/mean"``; any dtype of JAX that
-    the format knows, bfloat16 among them. :func:`load_variables` reads it.
-
-    Args:
-      variables: linen's variables or an ``nnx.State``; other collections are left out.
-      path: the file, replaced if it is there.
-
-    Raises:
-      TypeError: ``variables`` is neither.
-      ValueError: two leaves would have one name, as ``{"a/b": ...}`` beside ``{"a": {"b": ...}}``.
-      ImportError: safetensors is not installed.
-
-    Example:
-      >>> import os, tempfile, numpy as np
-      >>> from bnjax.interop import load_variables, save_safetensors
-      >>> variables = {"batch_stats": {"bn": {"mean": np.zeros(2), "var": np.ones(2)}}}
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     path = os.path.join(folder, "model.safetensors")
-      ...     save_safetensors(variables, path)
-      ...     print(load_variables(path)["batch_stats"]["bn"]["mean"])
-      [0. 0.]
-
-    Source: the safetensors format. PyTorch's files have names with dots and carry no checksum.
-    """
-    flat, _ = _variables.flatten(variables)
-    leaves: dict[str, np.ndarray] = {}
-    for key, leaf in flat.items():
-        if key[0] not in COLLECTIONS:
-            continue
-        name = _variables.name(key)
-        if name in leaves:
-            raise ValueError(f"two leaves of variables are called {name}. Rename one of them.")
-        leaves[name] = np.asarray(leaf, order="C")
-    metadata = {CHECKSUM: str(checksum(leaves))}
-    optional("safetensors.numpy").save_file(leaves, path, metadata=metadata)
-
-
-def checksum(leaves: Mapping[str, np.ndarray]) -> int:
-    """CRC-32 of all names and bytes."""
-    value = 0
-    for name in sorted(leaves):
-        value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(np.ascontiguousarray(leaves[name]).tobytes(), value)
-    return value
-
-
 @functools.cache
 def quiet_orbax() -> None:
     """For command lines: leaves the error that is raised, where orbax logs pages about it.
@@ -209,7 +157,7 @@ def _kind(path: Path) -> tuple[str, Callable[[Path], Leaves]]:
         return "a pickle (as of torch.save)", _read_torch
     # Its header's length, far below 2**32, and the header, which is JSON.
     if head[4:9] == b"\0\0\0\0{":
-        return "a safetensors file", _read_safetensors
+        return "a safetensors file", read_safetensors
     if is_msgpack(head):
         return "a msgpack file", read_msgpack
     raise ValueError(f"{path}: {'no checkpoint of a known kind' if head else 'empty'}. {LEGAL}.")
@@ -233,15 +181,6 @@ def _kind_of_zip(path: Path) -> tuple[str, Callable[[Path], Leaves]]:
         )
     few = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     raise ValueError(f"{path}: a zip archive of {few}, no checkpoint of a known kind. {LEGAL}.")
-
-
-def _read_safetensors(path: Path) -> Leaves:
-    with optional("safetensors").safe_open(path, framework="numpy") as file:
-        leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        stored = (file.metadata() or {}).get(CHECKSUM, "")
-    if stored.isdecimal():  # as save_safetensors writes it
-        _verify(leaves, int(stored))
-    return {(name,): leaf for name, leaf in leaves.items()}
 
 
 def _read_npz(path: Path) -> Leaves:
@@ -271,13 +210,8 @@ def _read_folder(path: Path) -> Leaves:
     if stored is None or stored.dtype != np.uint32 or any(len(path) > 1 for path in leaves):
         return leaves
     del leaves[CHECKSUM,]
-    _verify({path[0]: leaf for path, leaf in leaves.items()}, int(stored))
+    verify({path[0]: leaf for path, leaf in leaves.items()}, int(stored))
     return leaves
-
-
-def _verify(leaves: Mapping[str, np.ndarray], stored: int) -> None:
-    if stored != checksum(leaves):
-        raise ValueError("it is damaged, the checksum is wrong")
 
 
 def _one_line(error: Exception) -> str:

@@ -206,9 +206,3 @@ def test_an_array_called_checksum_is_an_array(write, tmp_path):
     path = tmp_path / "file.npz"
     write(path, **arrays) if write is np.savez else write(arrays, path)
     assert load_variables(path)["params"].keys() == {"checksum", "w"}
-
-
-def test_scalars_keep_their_shape(tmp_path):
-    count = {"bn": {"mean": np.ones(2), "var": np.ones(2), "count": np.int32(7)}}
-    save_safetensors({"batch_stats": count}, tmp_path / "file")
-    assert load_variables(tmp_path / "file")["batch_stats"]["bn"]["count"].shape == ()

@@ -2,6 +2,7 @@
 
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -74,7 +75,6 @@ def test_nodes_without_a_name_go_by_their_output_and_in_order():
 
 
 MAKE = onnx.helper.make_node
-INT8 = np.array([[1, -2]], np.int8)
 # Nodes that end in "s", the arrays they take, and the opsets that have them. Each gives 1, 2 or the
 # like, in float32.
 VALUES = {
@@ -403,6 +403,20 @@ def test_states_of_nnx_are_written():
     y, after = norm.apply(x)
     np.testing.assert_array_equal(y, read.apply(x)[0])
     assert isinstance(after, nnx.State)
+
+
+# github.com/google/flax/pull/2435
+@pytest.mark.parametrize("box", [nn.Partitioned, nn.LogicallyPartitioned])
+def test_flax_2435_boxed_variables_are_computed_with_and_written(box):
+    norm = _onnx.draw("batch, training", (4, 6), np.float32)
+    boxed = jax.tree.map(lambda leaf: box(jnp.asarray(leaf), ("c",)), norm.variables)
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    (y, new), (want, unboxed) = norm._replace(variables=boxed).apply(x), norm.apply(x)
+    np.testing.assert_array_equal(y, want)
+    assert isinstance(new["batch_stats"]["mean"], box)
+    jax.tree.map(np.testing.assert_array_equal, nn.unbox(new), unboxed)
+    written = to_onnx(norm._replace(variables=boxed), ("N", 6))
+    assert_same(from_onnx(written)[norm.name], norm)
 
 
 def test_options_not_given_are_those_of_the_function():
