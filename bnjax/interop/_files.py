@@ -20,7 +20,8 @@ import numpy as np
 
 from bnjax.interop._collections import to_variables
 from bnjax.interop._folders import read_folder
-from bnjax.interop._safetensors import CHECKSUM, read_safetensors, verify
+from bnjax.interop._optional import one_line
+from bnjax.interop._safetensors import CHECKSUM, is_safetensors, read_safetensors, verify
 from bnjax.interop._torch import load_torch
 from bnjax.interop._trees import Leaves, arrays, is_msgpack, read_msgpack
 
@@ -151,12 +152,11 @@ def _kind(path: Path) -> tuple[str, Callable[[Path], Leaves]]:
             head = file.read(9)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}. {LEGAL}.") from error
-    if head[:4] == b"PK\3\4":
+    if head[:4] in (b"PK\3\4", b"PK\5\6"):  # the second is an empty one
         return _kind_of_zip(path)
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return "a pickle (as of torch.save)", _read_torch
-    # Its header's length, far below 2**32, and the header, which is JSON.
-    if head[4:9] == b"\0\0\0\0{":
+    if is_safetensors(head):
         return "a safetensors file", read_safetensors
     if is_msgpack(head):
         return "a msgpack file", read_msgpack
@@ -216,8 +216,6 @@ def _read_folder(path: Path) -> Leaves:
 
 def _one_line(error: Exception) -> str:
     """What went wrong, without the pages that orbax and tensorstore say about it."""
-    for word, meaning in DAMAGE.items():
-        if word in str(error):
-            return f"it is damaged, {meaning}"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (text if len(text) <= 200 else text[:197] + "...").rstrip(".")
+    found = (meaning for word, meaning in DAMAGE.items() if word in str(error))
+    meaning = next(found, None)
+    return one_line(error) if meaning is None else f"it is damaged, {meaning}"

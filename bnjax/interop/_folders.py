@@ -36,7 +36,7 @@ def _items(folder: Path) -> list[Path]:
         return [folder]
     inner = [f for f in folder.iterdir() if ".orbax-checkpoint-tmp" not in f.name]
     items = sorted(f for f in inner if (f / "_METADATA").exists())
-    if items:
+    if not all(_STEP.search(item.name) for item in items):
         return items
     steps = {f: float(m[0]) for f in inner if (m := _STEP.search(f.name)) and _is_step(f)}
     if steps:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bnjax._variables import choose
 from bnjax.interop._onnx import OnnxNorm
 from bnjax.interop._onnx_node import read
 from bnjax.interop._onnx_values import Scope
-from bnjax.interop._optional import optional
+from bnjax.interop._optional import one_line, optional
 
 if TYPE_CHECKING:
     import onnx
@@ -53,7 +53,9 @@ def from_onnx(
       TypeError: ``model`` is neither a model nor a file; a graph alone does not say its opset.
       ValueError: all nodes that cannot be read, each with its reasons: kinds, versions, inputs or
         attributes that are not known; arrays that are computed, external, missing or of a wrong
-        shape; training before opset 14; ``spatial=0``; or ``nodes`` matches none.
+        shape; training before opset 14; ``spatial=0``; or ``nodes`` matches none; or the file is
+        no model.
+      OSError: there is no such file.
 
     Example:
       >>> import numpy as np
@@ -72,7 +74,7 @@ def from_onnx(
     proto = _model(model)
     opset = _opset(proto)
     found = [
-        (node.name or node.output[0], node, scope)
+        (node.name or next(iter(node.output), ""), node, scope)
         for node, scope in _walk(proto.graph, Scope({}, {}, {}, {}))
         if _NORM.search(node.op_type)
     ]
@@ -98,15 +100,26 @@ def from_onnx(
 def _model(model) -> Any:
     onnx = optional("onnx")
     if isinstance(model, (str, os.PathLike)):
-        model = onnx.load(model)
+        model = _understood(f"{os.fspath(model)}: no model of ONNX", onnx.load, model)
     if not isinstance(model, onnx.ModelProto):
         raise TypeError(
             f"model must be an onnx.ModelProto or the path of one, got {type(model).__name__}. A "
             "graph does not say its opset: wrap it with onnx.helper.make_model."
         )
     if model.functions:
-        model = optional("onnx.inliner").inline_local_functions(model)
+        inline = optional("onnx.inliner").inline_local_functions
+        model = _understood("model has local functions that cannot be inlined", inline, model)
     return model
+
+
+def _understood(fault: str, function: Callable[[Any], Any], argument: Any) -> Any:
+    """What onnx makes of ``argument``; where it is damaged, ValueError instead of many kinds."""
+    try:
+        return function(argument)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{fault}, or damaged: {one_line(error)}.") from error
 
 
 def _opset(model) -> int:
@@ -120,6 +133,9 @@ def _walk(graph, outer: Scope) -> Iterator[tuple[Any, Scope]]:
     """Every node with what it can see, those of subgraphs after the node that holds them."""
     scope = _scope(graph, outer)
     for node in graph.node:
+        texts = (node.op_type, node.domain, node.name, *node.input, *node.output)
+        if not all(isinstance(text, str) for text in texts):  # protobuf then has bytes
+            raise ValueError(f"model is damaged: of the names {texts} one is no text.")
         yield node, scope
         for attribute in node.attribute:
             for subgraph in [attribute.g] if attribute.HasField("g") else attribute.graphs:

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnjax.interop._onnx import KINDS, LEAVES, OnnxNorm, schema_of
-from bnjax.interop._onnx_values import Scope, Shape, array_of, is_real
+from bnjax.interop._onnx_values import Scope, Shape, array_of, check_size, is_real
 from bnjax.interop._optional import optional
 
 Arrays = dict[str, np.ndarray]
+_MOST_AXES = 64  # that NumPy can have
 _INFER = "onnx.shape_inference.infer_shapes(model) may find it"
 
 
@@ -28,6 +29,8 @@ def read(name: str, node, opset: int, scope: Scope) -> OnnxNorm:
     """The norm that ``node`` is; ValueError with all that is wrong with its inputs."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in KINDS:
         raise ValueError(f"{node.domain or 'ai.onnx'}.{node.op_type} is none of {', '.join(KINDS)}")
+    if not node.input:
+        raise ValueError("X is missing")
     if node.op_type == "BatchNormalization" and opset < 14 and any(node.output[1:]):
         raise ValueError(
             "training before opset 14 does not say which variance it keeps, and "
@@ -71,10 +74,12 @@ def _instance_norm(node: _Node):
 
 def _group_norm(node: _Node):
     groups, arrays = node.attributes["num_groups"], node.arrays
+    if groups < 1:
+        raise ValueError(f"num_groups={groups}, must be 1 at least")
     if node.version < 21:
         arrays = _for_each_channel(arrays, groups, node.shape)
     channels = _check_channels(arrays, node.shape)
-    if groups < 1 or channels % groups:
+    if channels % groups:
         raise ValueError(f"num_groups={groups} does not divide {channels} channels")
     options = {"axis": 1, "num_groups": groups, "epsilon": _decimal(node.attributes["epsilon"])}
     return options, arrays
@@ -86,7 +91,7 @@ def _layer_norm(node: _Node):
         if node.shape is None:
             raise ValueError(f"axis={axis} counts from the front of X of unknown rank; {_INFER}")
         axis -= len(node.shape)
-    if axis >= 0 or (node.shape is not None and axis < -len(node.shape)):
+    if axis >= 0 or axis < -(_MOST_AXES if node.shape is None else len(node.shape)):
         raise ValueError(f"axis={node.attributes['axis']} is out of range for X of {node.shape}")
     axes = tuple(range(axis, 0))
     param_axes, arrays = _varying(node.arrays, node.shape)
@@ -111,6 +116,12 @@ def _attributes(node, schema) -> dict[str, Any]:
     missing = [k for k, v in schema.attributes.items() if v.required and k not in given]
     if unknown or missing:
         raise ValueError(f"unknown attributes {unknown}, missing attributes {missing}")
+    for attribute in node.attribute:
+        if attribute.type != schema.attributes[attribute.name].type.value:
+            wanted = schema.attributes[attribute.name].type.name
+            raise ValueError(
+                f"attribute {attribute.name} is {given[attribute.name]!r}, no {wanted}"
+            )
     defaults = {k: v.default_value for k, v in schema.attributes.items() if not v.required}
     return {k: value_of(v) for k, v in defaults.items() if k not in given} | given
 
@@ -157,6 +168,7 @@ def _for_each_channel(arrays: Arrays, groups: int, shape: Shape) -> Arrays:
         raise ValueError(f"before opset 21 the channels of X must be known; {_INFER}")
     if any(a.shape != (groups,) for a in arrays.values()):
         raise ValueError(f"{_shapes(arrays)}: each must be of ({groups},), one entry a group")
+    check_size(channels)
     return {leaf: np.repeat(a, channels // groups) for leaf, a in arrays.items()}
 
 

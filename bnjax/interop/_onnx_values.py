@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnjax.interop._optional import optional
+from bnjax.interop._optional import one_line, optional
 from bnjax.interop._trees import is_numeric
 
 Shape = tuple[int | None, ...] | None  # None for what is not known
@@ -92,8 +92,7 @@ def _compute(node, scope: Scope, opset: int) -> list[np.ndarray]:
     try:
         return [_constant(node)] if node.op_type == "Constant" else _run(node, inputs, opset)
     except Exception as error:  # onnx's own of every kind
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"cannot be computed by {node.op_type}: {reason}") from error
+        raise ValueError(f"cannot be computed by {node.op_type}: {one_line(error)}") from error
 
 
 def _constant(node) -> np.ndarray:
@@ -114,12 +113,12 @@ def _read(tensor) -> np.ndarray:
     try:
         return onnx.numpy_helper.to_array(tensor)
     except Exception as error:  # of every kind
-        raise ValueError(f"is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"is damaged: {one_line(error)}") from error
 
 
 def _dense(shape: tuple[int, ...], values: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Indices count elements, or each has a row with its place on every axis."""
-    _check_size(math.prod(shape))
+    check_size(math.prod(shape))
     dense = np.zeros(shape, values.dtype)
     rows = np.unravel_index(indices, shape) if indices.ndim == 1 else tuple(indices.T)
     dense[rows] = values
@@ -129,7 +128,7 @@ def _dense(shape: tuple[int, ...], values: np.ndarray, indices: np.ndarray) -> n
 def _run(node, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
     onnx = optional("onnx")
     given = {f"input {i}": x for i, x in enumerate(inputs) if x is not None}
-    _check_size(_elements(node.op_type, list(given.values())))
+    check_size(_elements(node.op_type, list(given.values())))
     if node.op_type == "DequantizeLinear":  # one scale for all is without axes, or has a single one
         given = {k: x if k == "input 0" or x.size > 1 else x.reshape(()) for k, x in given.items()}
     alone = onnx.NodeProto()
@@ -147,7 +146,7 @@ def _run(node, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
     model = onnx.helper.make_model(graph, opset_imports=imports)
     with np.errstate(all="ignore"):
         outputs = optional("onnx.reference").ReferenceEvaluator(model).run(None, given)
-    _check_size(max(output.size for output in outputs))
+    check_size(max(output.size for output in outputs))
     return outputs
 
 
@@ -163,9 +162,10 @@ def _elements(op_type: str, inputs: list[np.ndarray]) -> int:
     return math.prod(np.broadcast_shapes(*shapes))
 
 
-def _check_size(elements: int) -> None:
+def check_size(elements: int) -> None:
+    """Raise if an array of so many elements is more than a norm can mean."""
     if elements > _MOST:
-        raise ValueError(f"it would have {elements} elements, at most {_MOST} are computed")
+        raise ValueError(f"it would have {elements} elements, where at most {_MOST} are made")
 
 
 def is_real(array: np.ndarray) -> bool:

@@ -379,6 +379,57 @@ def test_files_are_read_with_their_external_data(tmp_path):
         from_onnx(alone)
 
 
+@pytest.mark.parametrize("how", ["cut", "flipped", "random"])
+def test_damaged_files_are_value_errors(how, tmp_path):
+    names = ("scale", "bias", "mean", "var")
+    group = node("GroupNormalization", "scale", "bias", num_groups=1)
+    layer = node("LayerNormalization", "scale", axis=-1)
+    model = _onnx.model(node("BatchNormalization", *BN), group, layer, arrays=ones(*names))
+    whole, rng, refused = model.SerializeToString(), np.random.default_rng(0), 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        if how == "cut":
+            damaged = damaged[: rng.integers(len(damaged))]
+        elif how == "flipped":
+            damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+        else:
+            damaged = rng.bytes(rng.integers(60))
+        (tmp_path / "model.onnx").write_bytes(damaged)
+        try:
+            from_onnx(tmp_path / "model.onnx")
+        except ValueError:
+            refused += 1
+    assert refused >= 60
+
+
+def test_what_is_no_model_is_one_line(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="no model of ONNX, or damaged: ") as raised:
+        from_onnx(path)
+    assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
+    with pytest.raises(FileNotFoundError):
+        from_onnx(tmp_path / "nothing")
+    norm = _onnx.draw("batch", (2, 6), np.float32)
+    options = {"save_as_external_data": True, "size_threshold": 0, "location": "weights"}
+    onnx.save(to_onnx(norm, ("N", 6)), path, **options)
+    (tmp_path / "weights").write_bytes(b"")
+    with pytest.raises(ValueError, match="no model of ONNX, or damaged: "):
+        from_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (node("LayerNormalization", "scale", axis=1.5), "attribute axis is 1.5, no INT"),
+        (onnx.helper.make_node("InstanceNormalization", [], ["y"]), "X is missing"),
+    ],
+)
+def test_nodes_that_are_not_valid_are_named(layer, message):
+    with pytest.raises(ValueError, match=message):
+        from_onnx(_onnx.model(layer, arrays=ones("scale")))
+
+
 def test_norms_of_a_model_fit_the_modules():
     norm = _onnx.draw("batch, training", (4, 6, 5), np.float32)
     (read,) = from_onnx(to_onnx(norm, (4, 6, 5))).values()
