@@ -114,8 +114,12 @@ def _variables_of_training(flat: Flat) -> Flat:
         for path, leaf in flat.items()
         if path[-1] in STEPS and np.ndim(leaf.array) == 0 and leaf.array.dtype.kind in "iu"
     }
-    # The variables lie beside the number, or are one entry of what lies beside it.
-    within = {p for p in params & stats if any(p[:depth] in counted for depth in range(len(p)))}
+    # The variables lie beside the number, or are one entry of what lies beside it: both
+    # collections, or params with nothing else.
+    numbers = {(*place, number) for place in counted for number in STEPS}
+    model = [path for path in flat if path not in numbers and OPTIMIZER not in path]
+    alone = {p for p in params if all(path[: len(p) + 1] == (*p, "params") for path in model)}
+    within = {p for p in params & stats | alone if any(p[:i] in counted for i in range(len(p)))}
     found = {p for p in (params | stats) & counted | within if OPTIMIZER not in p}
     places = [p for p in found if not any(p[:depth] in found for depth in range(len(p)))]
     if not places:

@@ -133,6 +133,9 @@ def test_the_rest_of_a_training_state_is_left_out(tmp_path):
     assert_same(load_variables(write_msgpack(tmp_path / "b", whole)), MODEL)
     within = training_state(params=MODEL, batch_stats={})
     assert_same(load_variables(write_msgpack(tmp_path / "c", within)), MODEL)
+    layer_norms = {"model": {"params": MODEL["params"]}, "step": 3, "opt_state": {"mu": np.ones(2)}}
+    want = {"params": MODEL["params"]}
+    assert_same(load_variables(write_msgpack(tmp_path / "e", layer_norms)), want)
     by_hand = {"model": MODEL, "epoch": 3, "best": 0.5, "key": np.arange(2)}
     assert_same(load_variables(write_msgpack(tmp_path / "d", by_hand)), MODEL)
 
