@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from bnjax.interop import _mapping
 from bnjax.interop._names import Choice, Rename
 from bnjax.interop._optional import optional
+from bnjax.interop._safetensors import is_safetensors, read_safetensors
 from bnjax.interop._torch_names import names_of
 
 
@@ -164,7 +164,7 @@ def load_torch(path: str | Path) -> dict[str, Any]:
 
     Args:
       path: a file of ``torch.save`` (read with ``weights_only=True``, to the CPU, and needing
-        torch), or one that ends in ``.safetensors`` (which needs no torch).
+        torch), or one of safetensors (which needs no torch); the first bytes say which.
 
     Returns:
       What was saved: tensors by name, or NumPy arrays out of safetensors. Of a checkpoint with
@@ -186,16 +186,29 @@ def load_torch(path: str | Path) -> dict[str, Any]:
 
     Source: ``torch.load(weights_only=True)``, which in its errors advises to switch that off.
     """
-    if Path(path).suffix == ".safetensors":
-        return optional("safetensors.numpy").load_file(path)
-    torch = optional("torch", "torch")
+    torch = None if _is_safetensors(Path(path)) else optional("torch", "torch")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        if torch is None:
+            return {name: leaf for (name,), leaf in read_safetensors(Path(path)).items()}
+        with open(path, "rb") as file:  # of a path torch goes by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (ImportError, FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except Exception as error:  # what is damaged gives errors of every kind
         raise ValueError(
             f"{path} holds more than tensors, or is damaged; nothing of it was run. Where it was "
             "written, save only weights: torch.save(model.state_dict(), path)."
         ) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        head = b""
+    torch = head[:2] in (b"PK", b"\x80\2")
+    return is_safetensors(head) or (path.suffix == ".safetensors" and not torch)
 
 
 def _state_dict(source: Any) -> Mapping[str, Any]:
