@@ -90,7 +90,9 @@ class OnnxNorm(NamedTuple):
         mean, var = flat["batch_stats", "mean"], flat["batch_stats", "var"]
         stats = core.BatchStats(mean, var, np.ones((), np.int32))
         y, stats = norm(x, scale, bias, stats, **self.options)
-        new = {("batch_stats", leaf): getattr(stats, leaf) for leaf in ("mean", "var")}
+        # A node's new statistics have the type of the old.
+        new = {("batch_stats", "mean"): stats.mean.astype(mean.dtype)}
+        new["batch_stats", "var"] = stats.var.astype(var.dtype)
         return y, rebuild(flat | new)
 
 
