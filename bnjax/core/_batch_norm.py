@@ -38,6 +38,7 @@ from bnjax.core._devices import Sync, canonical_axis_name, devices
 from bnjax.core._moments import compact
 from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
 from bnjax.core._pending_update import PendingUpdate, add_to_update
+from bnjax.core._sharding import sharded_like
 from bnjax.core._spread import standardize_by_spread
 from bnjax.core._standardize import Correction, Rule, standardize_batches, virtual_batches
 from bnjax.core._statistics import Statistics, known_count, statistics
@@ -351,14 +352,17 @@ def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
     """Move ``batch_stats`` towards the statistics of ``x``; no gradient."""
     axes = other_axes(plan.kept, x.ndim)
     update = _update_of(batch_stats, plan)
+    moments = compact(stats, axes, known_count(x.shape, mask, axes, plan.sync))
     updated = update(
-        batch_stats,
-        compact(stats, axes, known_count(x.shape, mask, axes, plan.sync)),
+        jax.tree.map(lambda v: sharded_like(v, moments.mean), batch_stats),
+        moments,
         decay=plan.decay if traced_decay is None else traced_decay,
         ddof=plan.ddof,
         debias=plan.debias,
         skip_nonfinite=plan.skip_nonfinite,
     )
+    # A state keeps its type, as a carry of lax.scan must.
+    updated = jax.tree.map(sharded_like, updated, batch_stats)
     return jax.lax.stop_gradient(updated)
 
 

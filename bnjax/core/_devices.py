@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bnjax.core._sharding import cuttable, sharded_like
+
 
 class Pool(NamedTuple):
     """A feature axis whose neighbours share their statistics, in groups (static)."""
@@ -18,12 +20,16 @@ class Pool(NamedTuple):
     def stack(self, v: jax.Array) -> jax.Array:
         """``v`` with the members of each group on a new leading axis."""
         cut = v.shape[self.axis] // self.size, self.size
+        v = cuttable(v, self.axis, cut[0])
         v = v.reshape(*v.shape[: self.axis], *cut, *v.shape[self.axis + 1 :])
         return jnp.moveaxis(v, self.axis + 1, 0)
 
-    def share(self, v: jax.Array) -> jax.Array:
-        """``v`` of each group, for each of its members."""
-        return jnp.repeat(v, self.size, self.axis)
+    def share(self, v: jax.Array, like: jax.Array) -> jax.Array:
+        """``v`` of each group, for each of its members; in the sharding of ``like``."""
+        shape = *v.shape[: self.axis + 1], self.size, *v.shape[self.axis + 1 :]
+        each = jnp.broadcast_to(jnp.expand_dims(v, self.axis + 1), shape)
+        shared = each.reshape(*v.shape[: self.axis], -1, *v.shape[self.axis + 1 :])
+        return sharded_like(shared, like)
 
 
 class Sync(NamedTuple):
@@ -84,7 +90,7 @@ def merged_sets(sync: Sync) -> int:
 def sum_over(*sums, sync: Sync):
     """Each of ``sums`` over the groups and all devices on ``sync``, in one collective."""
     if sync.pool:
-        sums = [sync.pool.share(jnp.sum(sync.pool.stack(v), 0)) for v in sums]
+        sums = [sync.pool.share(jnp.sum(sync.pool.stack(v), 0), v) for v in sums]
     if not sync.axis_name:
         return sums
     stacked, _ = _vary(jnp.stack(sums), sync.axis_name)

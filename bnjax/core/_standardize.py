@@ -21,6 +21,7 @@ from bnjax.core._normalize import (
     inverse_std,
     live_entries,
 )
+from bnjax.core._sharding import spec_of
 from bnjax.core._statistics import (
     Statistics,
     merge_devices,
@@ -155,12 +156,11 @@ def virtual_batches(examples: int, virtual_batch_size: int) -> list[tuple[int, i
 def _check_explicit_sharding(x, runs, virtual_batch_size):
     """On an explicit mesh JAX moves no data of its own accord, so virtual batches must not cross
     from one device to the next."""
-    sharding = jax.typeof(x).sharding
-    names = sharding.spec[0] if sharding.spec else None
+    names = spec_of(x)[0]
     if names is None or runs == [(0, 1, x.shape[0])]:
         return
     names = names if isinstance(names, tuple) else (names,)
-    shards = math.prod(sharding.mesh.shape[name] for name in names)
+    shards = math.prod(jax.typeof(x).sharding.mesh.shape[name] for name in names)
     if len(runs) > 1 or runs[0][1] % shards:
         raise ValueError(
             f"virtual_batch_size={virtual_batch_size} cuts the {x.shape[0]} examples of x into "

@@ -18,6 +18,7 @@ from bnjax.core._axes import (
     whole_number,
 )
 from bnjax.core._normalize import check_epsilon, expand_params
+from bnjax.core._sharding import sharded_like
 from bnjax.core._standardize import Rule, standardize
 from bnjax.core._statistics import abs_sq
 
@@ -164,18 +165,22 @@ def spectral_norm(
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _spectral_norm(w, state, n_steps, epsilon):
-    matrix = w.astype(compute_dtype(w.dtype)).reshape(-1, w.shape[-1])
-    constant = lax.stop_gradient(matrix)
-    u = state.u.astype(matrix.dtype)
+    # Products and sums instead of a reshape and matrix products: on an explicit mesh any axis of
+    # the weights may be sharded; and no accelerator rounds the factors.
+    wide = w.astype(compute_dtype(w.dtype))
+    constant = lax.stop_gradient(wide)
+    rows = tuple(range(w.ndim - 1))
+    before = state.u.astype(wide.dtype).reshape((1,) * len(rows) + w.shape[-1:])
+    u = before
     # Far from over- and underflow, whatever the size of the weights.
     largest = jnp.max(jnp.abs(constant))
     scaled = constant / jnp.where(largest > 0, largest, 1)
     for _ in range(n_steps):
-        v = _unit(u @ scaled.T, epsilon)
-        u = _unit(v @ scaled, epsilon)
-    sigma = (v @ matrix @ u.T)[0, 0]
-    w_hat = (matrix / jnp.where(sigma != 0, sigma, 1)).reshape(w.shape).astype(w.dtype)
-    u = jnp.where(largest > 0, u, state.u.astype(u.dtype))
+        v = _unit(jnp.sum(scaled * u, -1, keepdims=True), epsilon)
+        u = _unit(jnp.sum(scaled * v, rows, keepdims=True), epsilon)
+    sigma = jnp.sum(wide * (v * u))
+    w_hat = (wide / jnp.where(sigma != 0, sigma, 1)).astype(w.dtype)
+    u = jnp.where(largest > 0, sharded_like(u, before), before).reshape(state.u.shape)
     state = SpectralState(u.astype(state.u.dtype), lax.stop_gradient(sigma).astype(state.u.dtype))
     return w_hat, state
 
