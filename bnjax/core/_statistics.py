@@ -12,7 +12,7 @@ from jax import lax
 
 from bnjax.core._axes import compute_dtype, other_axes, real_dtype, size_of, zero_unless
 from bnjax.core._checkpoint import remember_inputs
-from bnjax.core._devices import Pool, Sync, all_gather, merged_sets, sum_over
+from bnjax.core._devices import Pool, Sync, all_gather, merged_sets, single_lane, sum_over
 from bnjax.core._sharding import spec_of
 from bnjax.core._xla import holder, pin
 
@@ -193,8 +193,11 @@ def merge_groups(local: Statistics, pool: Pool) -> Statistics:
 def merge_devices(local: Statistics, sync: Sync, equal_counts: bool) -> Statistics:
     """Merge the statistics of all devices on ``sync`` with one all-gather.
 
-    Of 3C numbers, and the counts where a mask makes them unequal.
+    Of 3C numbers, and the counts where a mask makes them unequal. A single lane of ``vmap`` is only
+    told that its statistics are those of all lanes.
     """
+    if single_lane(sync):
+        return jax.tree.map(lambda v: lax.psum(v, sync.axis_name), local)
     dtype = local.mean.dtype
     travelling = local[1:] if equal_counts else local
     packed = jnp.concatenate([v.astype(dtype).ravel() for v in travelling])

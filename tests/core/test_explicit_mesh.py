@@ -1,5 +1,7 @@
 """Explicit meshes, the default of ``jax.make_mesh``: every function, wherever x is sharded."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,10 @@ def arguments():
     return jax.tree.map(jnp.asarray, (x, s, b, rng.random((8, 4, 1)) < 0.7, stats))
 
 
+def on(mesh, v, spec):
+    return jax.device_put(v, jax.NamedSharding(mesh, spec))
+
+
 def with_gradients(fn):
     """``fn``, and the gradients in x, scale and bias of a sum that weighs its results."""
 
@@ -119,8 +125,8 @@ def test_jax_28538_every_layout_on_an_explicit_mesh_is_one_device(case, mesh, ar
     fn = with_gradients(fn)
     want = jax.jit(fn)(*arguments)
     x, *params, mask, stats = arguments
+    put = functools.partial(on, mesh)
     for number, layout in enumerate(layouts):
-        put = lambda v, spec: jax.device_put(v, jax.NamedSharding(mesh, spec))  # noqa: E731
         features = P(*layout[2:])
         # Parameters of the features' layout, and state of none: what comes out is as it went in.
         spread = [put(v, features if number % 2 == 0 else P()) for v in params]
@@ -137,7 +143,7 @@ def test_jax_28538_every_layout_on_an_explicit_mesh_is_one_device(case, mesh, ar
 
 def test_jax_28538_training_steps_on_an_explicit_mesh_are_a_scan(mesh, arguments):
     x, scale, bias, _, stats = arguments
-    put = lambda v, spec: jax.device_put(v, jax.NamedSharding(mesh, spec))  # noqa: E731
+    put = functools.partial(on, mesh)
 
     def steps(x, stats):
         def step(stats, _):
@@ -152,5 +158,5 @@ def test_jax_28538_training_steps_on_an_explicit_mesh_are_a_scan(mesh, arguments
 
 def test_jax_28538_moments_of_sharded_batches_of_a_data_set(mesh, arguments):
     x = arguments[0]
-    batches = [jax.device_put(x, jax.NamedSharding(mesh, P("i", None, "j")))] * 3
+    batches = [on(mesh, x, P("i", None, "j"))] * 3
     agree(bnjax.dataset_moments(batches), bnjax.dataset_moments([x] * 3))
