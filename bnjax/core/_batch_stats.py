@@ -148,6 +148,7 @@ def update_batch_stats(
         moved = o + w * (n - o)
         return moved if jnp.iscomplexobj(new) else moved.astype(old.dtype)
 
+    valid &= bool(stats.mean.size)
     seen = jnp.any(valid) if stats.count.ndim == 0 else jnp.broadcast_to(valid, stats.count.shape)
     return BatchStats(
         step(stats.mean, jnp.asarray(moments.mean)),

@@ -19,7 +19,7 @@ class Pool(NamedTuple):
 
     def stack(self, v: jax.Array) -> jax.Array:
         """``v`` with the members of each group on a new leading axis."""
-        cut = v.shape[self.axis] // self.size, self.size
+        cut = v.shape[self.axis] // max(self.size, 1), self.size
         v = cuttable(v, self.axis, cut[0])
         v = v.reshape(*v.shape[: self.axis], *cut, *v.shape[self.axis + 1 :])
         return jnp.moveaxis(v, self.axis + 1, 0)
@@ -28,8 +28,7 @@ class Pool(NamedTuple):
         """``v`` of each group, for each of its members; in the sharding of ``like``."""
         shape = *v.shape[: self.axis + 1], self.size, *v.shape[self.axis + 1 :]
         each = jnp.broadcast_to(jnp.expand_dims(v, self.axis + 1), shape)
-        shared = each.reshape(*v.shape[: self.axis], -1, *v.shape[self.axis + 1 :])
-        return sharded_like(shared, like)
+        return sharded_like(each.reshape(like.shape), like)
 
 
 class Sync(NamedTuple):

@@ -110,9 +110,18 @@ def _corrected(stats: Statistics, correction: Correction | None, epsilon):
     std = jnp.sqrt(stats.var + epsilon)
     away = (stats.mean - correction.mean) + stats.mean_lo
     r = jnp.clip(std * correction.inv_std, 1 / correction.r_max, correction.r_max)
-    d = jnp.clip(away * correction.inv_std, -correction.d_max, correction.d_max)
-    r, d = lax.stop_gradient((r, d))
+    d = _shorten(away * correction.inv_std.astype(away.dtype), correction.d_max)
+    r, d = lax.stop_gradient((r.astype(d.dtype), d))
     return lambda scale, bias: (scale * r, scale * d + bias)
+
+
+def _shorten(d, d_max):
+    """``d``, real or complex, with a size of at most ``d_max`` and the direction it had."""
+    if not jnp.iscomplexobj(d):
+        return jnp.clip(d, -d_max, d_max)
+    size = jnp.abs(d)
+    shorter = jnp.where(size > d_max, d_max / jnp.where(size > d_max, size, 1), 1)
+    return d * shorter.astype(d.dtype)
 
 
 def standardize_batches(x, mask, scale, bias, correction, rule: Rule, virtual_batch_size):

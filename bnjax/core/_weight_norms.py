@@ -117,8 +117,9 @@ def spectral_norm(
         \sigma = v W u^\top, \quad \hat W = W / \sigma
 
     with ``w`` as a matrix of all axes but the last by the last. The vectors are constants for the
-    gradient, :math:`d\sigma = v\, dW\, u^\top`. Zero weights give zero and leave ``u`` as it was,
-    so that the iteration goes on when they have moved.
+    gradient, :math:`d\sigma = v\, dW\, u^\top`. Zero weights, and those without any entry, give
+    themselves, a ``sigma`` of 0 and ``u`` as it was, so that the iteration goes on when they have
+    moved.
 
     Args:
       w: weights, floating, of rank 2 at least, features on the last axis.
@@ -173,7 +174,7 @@ def _spectral_norm(w, state, n_steps, epsilon):
     before = state.u.astype(wide.dtype).reshape((1,) * len(rows) + w.shape[-1:])
     u = before
     # Far from over- and underflow, whatever the size of the weights.
-    largest = jnp.max(jnp.abs(constant))
+    largest = jnp.max(jnp.abs(constant), initial=0)
     scaled = constant / jnp.where(largest > 0, largest, 1)
     for _ in range(n_steps):
         v = _unit(jnp.sum(scaled * u, -1, keepdims=True), epsilon)
