@@ -39,6 +39,7 @@ from bnjax.core._devices import Sync, canonical_axis_name, devices
 from bnjax.core._moments import compact
 from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
 from bnjax.core._pending_update import PendingUpdate, add_to_update
+from bnjax.core._sharding import sharded_like
 from bnjax.core._spread import standardize_by_spread
 from bnjax.core._standardize import Correction, Rule, standardize_batches, virtual_batches
 from bnjax.core._statistics import Statistics, known_count, statistics
@@ -113,7 +114,8 @@ def batch_norm(
       train: True to normalise by the batch, False by ``batch_stats``. A Python bool.
       decay: weight of the old running value; None averages all updates. For a schedule pass a
         scalar array, perhaps traced: each new Python number compiles a new program.
-      epsilon: added to the variance, in units of ``x`` squared.
+      epsilon: added to the variance, in units of ``x`` squared. With 0, a constant feature gives
+        NaN in training, and one of running variance 0 in evaluation.
       axis: the feature axis or axes, which are *kept*: -1 for NHWC and (N, F), 1 for NCHW and
         (N, C, L), (1, 2) to normalise every (channel, row) by itself.
       mask: boolean, broadcastable to ``x``; True counts. Hidden entries take no part in the
@@ -149,7 +151,8 @@ def batch_norm(
 
     Returns:
       ``(y, batch_stats)``: ``y`` of the shape of ``x``; statistics that are the argument itself
-      when nothing was updated.
+      when nothing was updated. A batch without examples, or without features, is no update: it
+      leaves statistics and count as they were, in every mode.
 
     Raises:
       TypeError: ``x`` is integer or boolean, or ``mask`` is not boolean.
@@ -301,8 +304,8 @@ def _train(x, scale, bias, mask, batch_stats, traced_decay, limits, plan: _Plan)
     correction = None
     if limits is not None:
         correction = _correction(x, batch_stats, limits, plan)
-        scale = jnp.ones_like(correction.inv_std) if scale is None else scale
-        bias = jnp.zeros_like(correction.inv_std) if bias is None else bias
+        scale = jnp.ones_like(correction.mean) if scale is None else scale
+        bias = jnp.zeros_like(correction.mean) if bias is None else bias
     rule = Rule(other_axes(plan.kept, x.ndim), plan.epsilon, plan.dtype, plan.sync)
     if plan.spread != "std":
         y, stats = standardize_by_spread(x, mask, scale, bias, rule, plan.spread)
@@ -365,13 +368,15 @@ def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
     update = _update_of(batch_stats, plan)
     moments = compact(stats, axes, known_count(x.shape, mask, axes, plan.sync))
     updated = update(
-        batch_stats,
+        jax.tree.map(lambda v: sharded_like(v, moments.mean), batch_stats),
         moments.moments() if isinstance(batch_stats, PendingUpdate) else moments,
         decay=plan.decay if traced_decay is None else traced_decay,
         ddof=plan.ddof,
         debias=plan.debias,
         skip_nonfinite=plan.skip_nonfinite,
     )
+    # A state keeps its type, as a carry of lax.scan must.
+    updated = jax.tree.map(sharded_like, updated, batch_stats)
     return jax.lax.stop_gradient(updated)
 
 

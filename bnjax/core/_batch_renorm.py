@@ -54,7 +54,8 @@ def batch_renorm(
     with :math:`\sigma_B^2 = v_B + \epsilon` of the batch and :math:`\mu, \sigma` of
     ``batch_stats``. Without clipping ``y`` is that of evaluation, so training and evaluation
     agree however small the batch; with ``r_max=1, d_max=0`` it is that of
-    :func:`bnjax.batch_norm`. No gradient flows through ``r`` and ``d``.
+    :func:`bnjax.batch_norm`. Of complex ``x`` the limit is one of the size of ``d``, whose
+    direction stays. No gradient flows through ``r`` and ``d``.
 
     The running statistics average :math:`\mu_B` and, as in the paper, :math:`\sigma_B`: the
     running variance is then the square of a mean of deviations, smaller than the mean of variances

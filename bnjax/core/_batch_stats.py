@@ -161,7 +161,8 @@ def _move(
     The average is that of variances, or with ``epsilon`` that of ``sqrt(var + epsilon)``.
     """
     stats = widened(stats)
-    valid = moments.count > ddof  # a Python bool where the count is known at trace time
+    # A Python bool where the count is known at trace time.
+    valid = (moments.count > ddof) & bool(stats.mean.size)
     if skip_nonfinite:
         valid &= all_finite(moments)
     t = _updates_before(stats, decay) if debias or decay is None else stats.count

@@ -60,6 +60,7 @@ from bnjax.core._axes import (
 )
 from bnjax.core._devices import Pool, canonical_axis_name, merged_sets
 from bnjax.core._normalize import check_epsilon, expand_params
+from bnjax.core._sharding import cuttable, sharded_like
 from bnjax.core._standardize import Rule, standardize
 
 SingleValue = Literal["error", "warn", "allow"]
@@ -297,12 +298,13 @@ def group_norm(
         at = channel if jnp.ndim(v) == x.ndim else 0
         whole = jnp.shape(v)[at] == channels  # a mask may have size 1 there
         cut = (num_groups, size) if whole else (1, 1)
-        return jnp.reshape(v, (*jnp.shape(v)[:at], *cut, *jnp.shape(v)[at + 1 :]))
+        v = cuttable(jnp.asarray(v), at, cut[0])
+        return v.reshape(*v.shape[:at], *cut, *v.shape[at + 1 :])
 
     members, both = (channel + 1,), (channel, channel + 1)
     params, mask = (split(scale), split(bias)), split(check_mask(mask, x))
     y = _apply(split(x), *params, members, both, mask, sync, epsilon, dtype, single_value)
-    return y.reshape(x.shape)
+    return sharded_like(y.reshape(x.shape), x)
 
 
 def groups_of(channels: int, num_groups: int | None, group_size: int | None) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from bnjax.core._axes import (
     whole_number,
 )
 from bnjax.core._normalize import check_epsilon, expand_params
+from bnjax.core._sharding import sharded_like
 from bnjax.core._standardize import Rule, standardize
 from bnjax.core._statistics import abs_sq
 
@@ -132,8 +133,9 @@ def spectral_norm(
         \sigma = v W u^\top, \quad \hat W = W / \sigma
 
     with ``w`` as a matrix of all axes but the last by the last. The vectors are constants for the
-    gradient, :math:`d\sigma = v\, dW\, u^\top`. Zero weights give zero and leave ``u`` as it was,
-    so that the iteration goes on when they have moved.
+    gradient, :math:`d\sigma = v\, dW\, u^\top`. Zero weights, and those without any entry, give
+    themselves, a ``sigma`` of 0 and ``u`` as it was, so that the iteration goes on when they have
+    moved.
 
     Args:
       w: weights, floating, of rank 2 at least, features on the last axis.
@@ -181,17 +183,21 @@ def spectral_norm(
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _spectral_norm(w, state, n_steps, epsilon):
-    matrix = w.astype(compute_dtype(w.dtype)).reshape(-1, w.shape[-1])
-    matrix, factor = _near_one(matrix)
-    constant = lax.stop_gradient(matrix)
-    u = state.u.astype(matrix.dtype)
+    # Products and sums instead of a reshape and matrix products: on an explicit mesh any axis of
+    # the weights may be sharded; and no accelerator rounds the factors.
+    wide, factor = _near_one(w.astype(compute_dtype(w.dtype)))
+    constant = lax.stop_gradient(wide)
+    rows = tuple(range(w.ndim - 1))
+    before = state.u.astype(wide.dtype).reshape((1,) * len(rows) + w.shape[-1:])
+    u = before
     for _ in range(n_steps):
-        v = _unit(u @ constant.T, epsilon)
-        u = _unit(v @ constant, epsilon)
-    sigma = (v @ matrix @ u.T)[0, 0]
-    w_hat = (matrix / jnp.where(sigma != 0, sigma, 1)).reshape(w.shape).astype(w.dtype)
-    u = jnp.where(jnp.any(constant != 0), u, state.u.astype(u.dtype))
-    sigma = lax.stop_gradient(sigma) / factor[0, 0]
+        v = _unit(jnp.sum(constant * u, -1, keepdims=True), epsilon)
+        u = _unit(jnp.sum(constant * v, rows, keepdims=True), epsilon)
+    sigma = jnp.sum(wide * (v * u))
+    w_hat = (wide / jnp.where(sigma != 0, sigma, 1)).astype(w.dtype)
+    moved = jnp.any(constant != 0)
+    u = jnp.where(moved, sharded_like(u, before), before).reshape(state.u.shape)
+    sigma = lax.stop_gradient(sigma) / factor.reshape(())
     return w_hat, SpectralState(u.astype(state.u.dtype), sigma.astype(state.u.dtype))
 
 
