@@ -15,6 +15,7 @@ from bnjax import _variables, core
 from bnjax._variables import Path
 from bnjax.core import Moments
 from bnjax.core._dataset_moments import merge_in_float64
+from bnjax.core._owned import owned
 from bnjax.core._switches import Switches
 from bnjax.nnx import BatchNorm
 from bnjax.nnx._one_update import BatchMoments
@@ -69,7 +70,7 @@ def gather(step: Step, variables: Any, batches: Iterable) -> tuple[dict[str, Mom
     """Merged moments of all ``batches``, and how many batches there were."""
     total, part, number = None, None, 0
     for number, batch in enumerate(batches, 1):  # noqa: B007 (used after the loop)
-        part = step(variables, batch)
+        part = step(variables, owned(batch))
         total = part if total is None else {n: merge_in_float64(total[n], part[n]) for n in part}
     if total is None:
         raise ValueError("batches is empty: there are no data to take statistics of.")

@@ -308,3 +308,23 @@ def test_what_cannot_be_recalibrated_is_said():
     graphdef, state = nnx.split(nnx.BatchNorm(6, rngs=nnx.Rngs(0)))
     with pytest.raises(TypeError, match=r"is a flax\.nnx\..*BatchNorm.*Use bnjax.nnx.BatchNorm"):
         recalibrate(graphdef, state, [DATA])
+
+
+# Home-made loaders refill one buffer for each batch, and JAX reads it asynchronously.
+@pytest.mark.parametrize("function", [recalibrate, adapt])
+def test_a_loader_that_refills_one_buffer(function):
+    data = np.random.default_rng(0).normal(size=(4, 50_000, 10)).astype(np.float32)
+    data *= np.arange(1, 5, dtype=np.float32)[:, None, None]
+
+    def loader():
+        buffer = np.empty_like(data[0])
+        for batch in data:
+            buffer[:] = batch
+            yield [{"x": buffer}]
+
+    norm = bnjax.linen.BatchNorm(True)
+    variables = norm.init(jax.random.key(0), data[0])
+    for _ in range(3):
+        new = function(norm, variables, loader(), call=lambda model, batch: model(batch[0]["x"]))
+        expected = data.reshape(-1, 10).var(0, dtype=float)
+        np.testing.assert_allclose(new["batch_stats"]["var"], expected, rtol=1e-5)
