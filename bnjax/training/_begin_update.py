@@ -55,12 +55,10 @@ def begin_update(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
     mean, var = batch_stats["mean"], batch_stats["var"]
     if not isinstance(mean, jax.Array | np.ndarray):
         _refuse(mean)
-    # Counts have the shape of the mean, so that a scan over layers can cut them like the rest.
+    # One count a feature, so that a scan over layers can cut it like the rest.
     mean = jnp.asarray(mean)
     count = batch_stats.get("count", np.zeros(mean.shape, np.int32))
-    pending = core.begin_update(BatchStats(mean, var, count))
-    each = jnp.zeros(mean.shape, pending.moments.m2.dtype)
-    return {"pending": pending._replace(moments=pending.moments._replace(count=each))}
+    return {"pending": core.begin_update(BatchStats(mean, var, count))}
 
 
 def _refuse(found):
