@@ -80,10 +80,11 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
             "collection of a linen model use bnjax.training.begin_update, for an nnx model "
             "bnjax.nnx.one_update."
         )
-    mean, var, count = (v if hasattr(v, "dtype") else jnp.asarray(v) for v in batch_stats)
-    # Integers may count, but not average.
-    count = at_least_float32(count) if jnp.issubdtype(count.dtype, jnp.inexact) else count
-    before = BatchStats(at_least_float32(mean), at_least_float32(var), count)
+    mean, var = (at_least_float32(jnp.asarray(v)) for v in batch_stats[:2])
+    count = batch_stats.count
+    if jnp.issubdtype(jnp.result_type(count), jnp.inexact):  # of a tree that was cast whole
+        count = at_least_float32(jnp.asarray(count))
+    before = BatchStats(mean, var, count)
     nothing = Moments(*(jnp.zeros_like(v) for v in (before.var, before.mean, before.var)))
     return PendingUpdate(before, nothing, before)
 
@@ -104,5 +105,5 @@ def add_to_update(update, pending: PendingUpdate, moments: Moments, **options) -
 
 def _as(moments: Moments, dtype) -> Moments:
     real = real_dtype(dtype)
-    dtypes = Moments(real, dtype, real)
-    return jax.tree.map(lambda v, d: jnp.asarray(v, d), moments, dtypes)
+    count, m2 = jnp.asarray(moments.count, real), jnp.asarray(moments.m2, real)
+    return Moments(count, jnp.asarray(moments.mean, dtype), m2)

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from bnjax import _variables, core
+from bnjax import _variables
 from bnjax._variables import Path
 from bnjax.core import Moments
 from bnjax.core._dataset_moments import merge_in_float64
 from bnjax.core._owned import owned
 from bnjax.core._switches import Switches
 from bnjax.nnx import BatchNorm
-from bnjax.nnx._one_update import BatchMoments
-from bnjax.training._begin_update import begin_update
+from bnjax.nnx._one_update import open_update
+from bnjax.training._begin_update import opened
 
 # A step is (variables, batch) -> moments of each layer in that batch.
 Step = Callable[[Any, Any], dict[str, Moments]]
@@ -77,18 +77,22 @@ def gather(step: Step, variables: Any, batches: Iterable) -> tuple[dict[str, Mom
     return jax.tree.map(lambda v, like: jnp.asarray(v, like.dtype), total, part), number
 
 
+def title(path: Path) -> str:
+    """The name of a layer in messages."""
+    return _variables.name(path) or "(the model itself)"
+
+
 def _observe_linen(model: nn.Module, call, switches, watched):
     def step(variables, batch):
         flat, rebuild = _variables.flatten(variables)
         for path, setting in switches.items():
             flat["batch_stats", *path, "switches"] = setting
         variables = rebuild(flat)
-        variables["batch_moments"] = begin_update(variables["batch_stats"])
-        run = nn.apply(call, model, mutable=["batch_stats", "batch_moments"])
+        variables["batch_stats"] = opened(variables["batch_stats"])
+        run = nn.apply(call, model, mutable=["batch_stats"])
         new, _ = _variables.flatten(run(variables, batch)[1])
         return {
-            _variables.name(path): new["batch_moments", *path, "pending"].moments
-            for path in watched
+            _variables.name(path): new["batch_stats", *path, "pending"].moments for path in watched
         }
 
     return step
@@ -101,12 +105,12 @@ def _observe_nnx(graphdef: nnx.GraphDef, call, switches, watched):
         for path, layer in layers.items():
             if not isinstance(layer, BatchNorm):
                 raise TypeError(
-                    f"{_variables.name(path)} is a {type(layer).__module__}.{type(layer).__name__},"
+                    f"{title(path)} is a {type(layer).__module__}.{type(layer).__name__},"
                     " which does not tell what it sees. Use bnjax.nnx.BatchNorm in its place: same "
                     "constructor, same variables."
                 )
             layer.switches = switches[path]
-            layer.pending = BatchMoments(core.begin_update(layer._batch_stats()))
+            open_update(layer)
         call(model, batch)
         return {_variables.name(path): layers[path].pending.get_value().moments for path in watched}
 

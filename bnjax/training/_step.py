@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.training._begin_update import begin_update
+from bnjax.training._begin_update import closed, opened
 from bnjax.training._state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -49,7 +49,8 @@ def train_step(
       loss_fn: ``loss_fn(params, collections, batch, train)`` returns
         ``(loss, (collections, metrics))``. ``collections`` is the dict of Flax collections to read
         and, in training, to update: pass all of it to ``apply`` and name all of it ``mutable``.
-        It holds ``batch_stats``, and ``batch_moments`` where micro-batches share an update.
+        It holds ``batch_stats``, in which bnjax's modules find the update that micro-batches share;
+        pure functions find a :class:`bnjax.PendingUpdate` there in place of their ``BatchStats``.
       micro_batches: number of parts; it must divide the number of examples.
       skip_nonfinite: if loss, a gradient or a running statistic is infinite or NaN, change
         nothing but ``step`` and ``skipped``. Off by default: then all turns NaN, visibly.
@@ -130,10 +131,7 @@ def eval_step(state: TrainState, batch: Any, loss_fn: LossFn, *, axis_name: Any 
 def _accumulate(grad_fn, state, batch, micro_batches):
     """Loss, collections, metrics and gradients of all parts of ``batch``."""
     parts = jax.tree.map(lambda v: _split(v, micro_batches), batch)
-    collections = {
-        "batch_stats": state.batch_stats,
-        "batch_moments": begin_update(state.batch_stats),
-    }
+    collections = {"batch_stats": opened(state.batch_stats)}
 
     def body(collections, part):
         (loss, (collections, metrics)), grads = grad_fn(state.params, collections, part)
@@ -148,7 +146,7 @@ def _accumulate(grad_fn, state, batch, micro_batches):
     first, rest = jax.tree.map(lambda v: v[0], parts), jax.tree.map(lambda v: v[1:], parts)
     (collections, sums), _ = lax.scan(add, body(collections, first), rest)
     loss, metrics, grads = jax.tree.map(lambda v: v / micro_batches, sums)
-    return loss, collections, metrics, grads
+    return loss, closed(collections), metrics, grads
 
 
 def _split(v, micro_batches):

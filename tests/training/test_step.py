@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from bnjax.training import TrainState, eval_step, train_step
@@ -193,3 +194,42 @@ def test_an_nnx_model_is_a_loss_function_like_any_other():
     want = 0.01 * (data()["x"] @ params["layers"][0]["kernel"][...]).mean(0)
     close(mean, want)
     assert np.isfinite(metrics["loss"]) and jnp.isfinite(eval_step(new, data(), loss_fn)["loss"])
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return bnn.BatchNorm(not train, momentum=0.9, name="norm")(x) + x, None
+
+        axes = {"params": 0, "batch_stats": 0}
+        scan = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=2)
+        return nn.Dense(1)(scan(name="blocks")(x, None)[0])
+
+
+# flax#4760, #4061: layers under lifted transformations; k micro-batches were k updates, silently.
+def test_micro_batches_of_layers_under_a_scan_make_one_update():
+    variables = Scanned().init(jax.random.key(0), data()["x"], train=True)
+    state = TrainState.create(**variables, tx=optax.sgd(0.0))
+    new, _ = STEP(state, data(), make_loss(Scanned()), micro_batches=3)
+    norm, x = new.batch_stats["blocks"]["norm"], data()["x"]
+    close(norm["mean"][0], 0.1 * x.mean(0))
+    close(norm["var"][0], 0.9 + 0.1 * x.var(0))
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+# pytorch#96136: several forward passes a step update the statistics several times.
+def test_micro_batches_of_pure_functions_make_one_update():
+    def loss_fn(params, collections, batch, train):
+        stats = collections["batch_stats"]["norm"]
+        y, stats = bnjax.batch_norm(batch["x"], None, None, stats, train=train, decay=0.9)
+        return jnp.mean((y @ params) ** 2), ({"batch_stats": {"norm": stats}}, {})
+
+    params, stats = jnp.ones(FEATURES), {"norm": bnjax.init_batch_stats(FEATURES)}
+    state = TrainState.create(params=params, batch_stats=stats, tx=optax.sgd(0.1))
+    whole, _ = STEP(state, data(), loss_fn)
+    new, _ = STEP(state, data(), loss_fn, micro_batches=3)
+    close(new.batch_stats, whole.batch_stats)
+    assert jnp.isfinite(eval_step(new, data(), loss_fn)["loss"])
