@@ -8,6 +8,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx, traverse_util
+from flax.core.meta import AxisMetadata
+
+from bnjax._switches import AS_CALLED, SWITCHES, SwitchedStats, Switches
 
 # ("params", "block", "BatchNorm_0", "scale"): linen's order, collection first.
 Path = tuple[Any, ...]
@@ -26,13 +29,16 @@ def flatten(variables: Any, argument: str = "variables") -> tuple[Flat, Callable
 
     Returns:
       The leaves; and a function from leaves to a tree of the kind of ``variables``, with leaves
-      replaced, added or left out as it is told.
+      replaced, added or left out as it is told. What stands around leaves stays: boxes such as
+      ``nn.Partitioned`` are put on again, and frozen layers are frozen.
     """
     if isinstance(variables, nnx.State):
         old = {(_collection(v), *path): v for path, v in nnx.to_flat_state(variables)}
         return {p: _value(v) for p, v in old.items()}, lambda new: _to_state(new, old)
     if isinstance(variables, Mapping) and all(isinstance(v, Mapping) for v in variables.values()):
-        return traverse_util.flatten_dict(variables), traverse_util.unflatten_dict
+        old = _entries(variables)
+        held = switches(variables)
+        return {p: _unboxed(v) for p, v in old.items()}, lambda new: _to_variables(new, old, held)
     found = type(variables).__name__
     if isinstance(variables, Mapping):
         found += f" with {', '.join(map(str, variables))} at the top"
@@ -40,6 +46,20 @@ def flatten(variables: Any, argument: str = "variables") -> tuple[Flat, Callable
         f"{argument} must be linen's variables by collection ({{'params': ..., 'batch_stats': "
         f"...}}) or an nnx.State, as from nnx.state(model) or nnx.split(model), got {found}."
     )
+
+
+def switches(variables: Mapping[str, Any]) -> dict[Path, Switches]:
+    """The switches of frozen layers in linen's variables, by path without collection."""
+    flat = traverse_util.flatten_dict(dict(variables))
+    return {p[1:-1]: v for p, v in flat.items() if isinstance(v, Switches) and p[-1] == SWITCHES}
+
+
+def with_switches(
+    variables: Mapping[str, Any], switches: Mapping[Path, Switches]
+) -> dict[str, Any]:
+    """Linen's variables with layers switched so, by path without collection, and no others."""
+    flat = _entries(variables)
+    return _to_variables(flat, flat, switches)
 
 
 def name(path: Iterable[Any]) -> str:
@@ -64,6 +84,39 @@ def choose(paths: Iterable[Path], pattern: str, argument: str = "layers") -> lis
             f"anywhere in a path; the layers are {known}."
         )
     return chosen
+
+
+def _entries(variables: Mapping[str, Any]) -> Flat:
+    """Leaves of linen's variables, boxed where they are, without switches."""
+    flat = traverse_util.flatten_dict(dict(variables))
+    return {path: v for path, v in flat.items() if not isinstance(v, Switches)}
+
+
+def _unboxed(leaf: Any) -> Any:
+    return leaf.unbox() if isinstance(leaf, AxisMetadata) else leaf
+
+
+def _to_variables(
+    flat: Flat, old: Mapping[Path, Any], held: Mapping[Path, Switches]
+) -> dict[str, Any]:
+    def leaf(path, value):
+        box = old.get(path)
+        boxed = isinstance(box, AxisMetadata) and not isinstance(value, AxisMetadata)
+        return box.replace_boxed(value) if boxed else value  # pyright: ignore[reportOptionalMemberAccess]
+
+    tree = traverse_util.unflatten_dict({path: leaf(path, v) for path, v in flat.items()})
+    for path, switches in held.items():
+        if switches != AS_CALLED and ("batch_stats", *path, "mean") in flat:
+            _switch(tree, ("batch_stats", *path), switches)
+    return tree
+
+
+def _switch(tree: dict[str, Any], path: Path, switches: Switches) -> None:
+    """Make the layer at ``path`` a frozen one."""
+    *above, last = path
+    for key in above:
+        tree = tree[key]
+    tree[last] = SwitchedStats({**tree[last], SWITCHES: switches})
 
 
 def _collection(leaf: Any) -> str:

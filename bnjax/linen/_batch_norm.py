@@ -11,10 +11,10 @@ import numpy as np
 from flax import linen as nn
 from jax.nn import initializers
 
+from bnjax._switches import AS_CALLED
 from bnjax.core import BatchStats, PendingUpdate, batch_norm
 from bnjax.core._axes import at_least_float32, canonical_axes, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
-from bnjax.core._switches import AS_CALLED
 from bnjax.linen._pending import check_not_hidden, pending_update
 
 field = dataclasses.field
@@ -123,7 +123,7 @@ class BatchNorm(nn.Module):
         pending = pending_update(self)
         state = stats if pending is None else pending.value
         initializing = self.is_initializing()
-        # There only where bnjax.surgery.freeze has put them; a checkpoint holds them as nothing.
+        # There only where bnjax.surgery.freeze has put them.
         switches = self.get_variable("batch_stats", "switches") or AS_CALLED
         y, new = self._normalize(
             x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32),

@@ -14,10 +14,10 @@ from flax.nnx.module import first_from
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
+from bnjax._switches import AS_CALLED, Switches
 from bnjax.core import BatchStats, PendingUpdate, batch_norm
 from bnjax.core._axes import at_least_float32, compute_dtype, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
-from bnjax.core._switches import AS_CALLED, Switches
 
 
 class BatchNorm(nnx.Module):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from bnjax._switches import AS_CALLED
 from bnjax._variables import Path, name
-from bnjax.core._switches import AS_CALLED
 from bnjax.surgery._models import NORMS, REPARAMETRISED, WATCHED, Model, bind
 
 # What of a layer decides whether it can be folded.

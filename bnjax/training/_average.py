@@ -34,11 +34,12 @@ def average_variables(average: V, variables: Any, step_size: float | jax.Array) 
     Args:
       average: average so far; first a copy of ``variables``. Keep it in float32 where parameters
         are in half precision, which would lose steps smaller than 1/256 of a value.
-      variables: present variables, the same pytree: linen's dict, an ``nnx.State``, or any other.
+      variables: present variables, the same leaves at the same paths: linen's dict, an
+        ``nnx.State``, or any other; layers may be frozen in one and not in the other.
       step_size: weight of the present variables; a scalar array for a schedule under ``jax.jit``.
 
     Returns:
-      The new average, in its own dtypes.
+      The new average, in its own dtypes and its own structure.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,4 +62,8 @@ def average_variables(average: V, variables: Any, step_size: float | jax.Array) 
             return new
         return old + jnp.asarray(step_size, old.dtype) * (jnp.asarray(new, old.dtype) - old)
 
-    return jax.tree.map(move, average, variables)
+    old, tree = jax.tree_util.tree_flatten_with_path(average)
+    new = dict(jax.tree_util.tree_leaves_with_path(variables))
+    if [path for path, _ in old] != list(new):
+        return jax.tree.map(move, average, variables)  # which says where the trees differ
+    return jax.tree.unflatten(tree, [move(leaf, new[path]) for path, leaf in old])

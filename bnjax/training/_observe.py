@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,11 +13,11 @@ from flax import linen as nn
 from flax import nnx
 
 from bnjax import _variables
+from bnjax._switches import SWITCHES, Switches
 from bnjax._variables import Path
 from bnjax.core import Moments
 from bnjax.core._dataset_moments import merge_in_float64
 from bnjax.core._owned import owned
-from bnjax.core._switches import Switches
 from bnjax.nnx import BatchNorm
 from bnjax.nnx._one_update import open_update
 from bnjax.training._begin_update import opened
@@ -85,9 +86,9 @@ def title(path: Path) -> str:
 def _observe_linen(model: nn.Module, call, switches, watched):
     def step(variables, batch):
         flat, rebuild = _variables.flatten(variables)
-        for path, setting in switches.items():
-            flat["batch_stats", *path, "switches"] = setting
         variables = rebuild(flat)
+        for path, setting in switches.items():
+            functools.reduce(operator.getitem, path, variables["batch_stats"])[SWITCHES] = setting
         variables["batch_stats"] = opened(variables["batch_stats"])
         run = nn.apply(call, model, mutable=["batch_stats"])
         new, _ = _variables.flatten(run(variables, batch)[1])

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax import _variables
+from bnjax._switches import Switches
 from bnjax._variables import Flat, Path
 from bnjax.core import Moments
 from bnjax.core._axes import at_least_float32
-from bnjax.core._switches import Switches
 from bnjax.training._observe import Step, compiled_observer, gather, title
 
 V = TypeVar("V")

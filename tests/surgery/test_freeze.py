@@ -1,6 +1,9 @@
 """Freezing by path: three switches, the optax mask that agrees, and no stale programs."""
 
+import copy
+
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +11,14 @@ import optax
 import orbax.checkpoint
 import pytest
 from flax import linen as nn
-from flax import nnx, serialization
+from flax import nnx, serialization, traverse_util
 
 import bnjax.linen
 import bnjax.nnx
-from bnjax.surgery import freeze, trained, unfreeze
-from bnjax.training import TrainState, train_step
+from bnjax.diagnostics import report
+from bnjax.interop import from_torch, load_variables, save_safetensors, to_torch
+from bnjax.surgery import drop_redundant_biases, fold, freeze, swap, trained, unfreeze
+from bnjax.training import TrainState, average_variables, train_step
 
 X = np.random.default_rng(0).normal(2, 3, (16, 4)).astype(np.float32)
 
@@ -161,6 +166,133 @@ def test_checkpoints_hold_the_arrays_and_not_the_switches(tmp_path):
             Linen().apply(freeze(bare), X, mutable=["batch_stats"])[0],
             Linen().apply(frozen, X, mutable=["batch_stats"])[0],
         )
+
+
+def trees(variables):
+    """The same variables, plain, partly frozen, and in the containers that Flax has."""
+    frozen = freeze(variables, "norm1")
+    return {
+        "plain": variables,
+        "frozen": frozen,
+        "FrozenDict": nn.FrozenDict(frozen),
+        "unfrozen FrozenDict": flax.core.unfreeze(nn.FrozenDict(frozen)),
+        "jitted": jax.jit(lambda tree: tree)(frozen),
+        "trained": frozen | Linen().apply(frozen, X, mutable=["batch_stats"])[1],
+        "copied": copy.deepcopy(frozen),
+    }
+
+
+KINDS = list(trees(linen_variables()))
+
+
+# https://github.com/keras-team/keras/issues/12470: a partly frozen model is a model
+@pytest.mark.parametrize("kind", KINDS)
+def test_keras_12470_checkpoints_of_frozen_and_plain_variables_are_the_same(kind, tmp_path):
+    plain = linen_variables()
+    tree = trees(plain)[kind]
+    there = serialization.from_bytes(plain, serialization.to_bytes(tree))
+    back = serialization.from_bytes(tree, serialization.to_bytes(plain))
+    save = orbax.checkpoint.StandardCheckpointer()
+    save.save(tmp_path / "tree", tree)
+    save.save(tmp_path / "plain", plain)
+    save.wait_until_finished()
+    for found in (there, save.restore(tmp_path / "tree", plain)):
+        assert jax.tree.structure(found) == jax.tree.structure(plain)
+        for leaf, saved in zip(jax.tree.leaves(found), jax.tree.leaves(tree), strict=True):
+            np.testing.assert_array_equal(leaf, saved)
+    for found in (back, save.restore(tmp_path / "plain", tree)):
+        assert jax.tree.structure(found) == jax.tree.structure(tree)
+        for leaf, saved in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_array_equal(leaf, saved)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_keras_12470_containers_keep_a_layer_frozen(kind):
+    tree = trees(linen_variables())[kind]
+    _, new = Linen().apply(tree, X + 1, mutable=["batch_stats"])
+    assert moved(tree["batch_stats"]["norm0"], new["batch_stats"]["norm0"])
+    assert not moved(tree["batch_stats"]["norm1"], new["batch_stats"]["norm1"])
+    assert trained(tree)["norm1"] == {"scale": False, "bias": False}
+
+
+def test_keras_12470_a_tree_rebuilt_from_its_entries_stays_frozen():
+    frozen = freeze(linen_variables(), "norm1")
+    flat = traverse_util.flatten_dict(frozen)
+    _, new = Linen().apply(traverse_util.unflatten_dict(flat), X, mutable=["batch_stats"])
+    assert not moved(frozen["batch_stats"]["norm1"], new["batch_stats"]["norm1"])
+
+
+def test_keras_12470_a_partly_frozen_model_is_saved_converted_averaged_and_folded(tmp_path):
+    plain = linen_variables()
+    frozen = freeze(plain, "norm1")
+    save_safetensors(frozen, tmp_path / "frozen.safetensors")
+    chex.assert_trees_all_equal(load_variables(tmp_path / "frozen.safetensors"), plain)
+    norm = ("weight", "bias", "running_mean", "running_var")
+    like = {f"norm1.{leaf}": np.zeros(4) for leaf in norm}
+    like |= {"dense1.weight": np.zeros((4, 4)), "dense1.bias": np.zeros(4)}
+    state = to_torch(frozen, like, ignore="norm0|dense0")
+    again = from_torch(state, frozen, ignore="norm0|dense0")
+    assert jax.tree.structure(again) == jax.tree.structure(frozen)
+    for average, other in ((frozen, plain), (plain, frozen), (frozen, nn.FrozenDict(frozen))):
+        chex.assert_trees_all_equal(average_variables(average, other, 0.5), average)
+    assert report(frozen).headline() == report(plain).headline()
+    folded = fold(Linen(), frozen, X, train=False)
+    assert len(folded.changed) == 2
+    dropped = drop_redundant_biases(Linen(), frozen, X, train=False)
+    assert not trained(dropped.variables)["norm1"]["scale"]
+
+
+def test_a_layer_that_does_not_read_the_switches_does_not_train_on_in_silence():
+    class Flax(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.BatchNorm(not train)(x)
+
+    frozen = freeze(Flax().init(jax.random.key(0), X, False))
+    for switches in ({}, {"mode": False}, {"statistics": False, "mode": False}):
+        frozen = freeze(unfreeze(frozen), **switches)
+        with pytest.raises(ValueError, match=r"frozen layer.*flax.linen.BatchNorm.*swap"):
+            Flax().apply(frozen, X, True, mutable=["batch_stats"])
+    Flax().apply(frozen, X, False)  # evaluation is what freezing asks for
+
+    with pytest.raises(ValueError, match=r"the model itself.*flax.nnx.BatchNorm.*swap.*frozen"):
+        freeze(nnx.BatchNorm(4, rngs=nnx.Rngs(0)))
+    model = Nnx()
+    model.norm0 = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"norm0: flax.nnx.BatchNorm"):
+        freeze(model)
+    assert trained(freeze(model, "norm1"))["norm1"]["scale"] is False
+    swapped = swap(*nnx.split(model), "frozen")
+    assert len(swapped.changed) == 2
+    with pytest.raises(TypeError, match=r"got an nnx.State.*nnx.merge"):
+        freeze(nnx.state(model))
+
+
+# https://github.com/google/flax/pull/2435: parameters in boxes
+@pytest.mark.parametrize("box", [nn.with_partitioning, nn.with_logical_partitioning])
+def test_flax_2435_boxed_parameters_are_surgery_s_too(box):
+    class Boxed(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            kernel = box(nn.initializers.lecun_normal(), (None, "model"))
+            bias = box(nn.initializers.ones, ("model",))
+            x = nn.Dense(4, kernel_init=kernel, bias_init=bias)(x)
+            return bnjax.linen.BatchNorm(not train, scale_init=bias, bias_init=bias)(x)
+
+    variables = Boxed().init(jax.random.key(0), X)
+    bare = nn.unbox(variables)
+    y = Boxed().apply(variables, X)
+    assert str(report(variables)) == str(report(bare))
+    for change in (fold, drop_redundant_biases):
+        changed = change(Boxed(), variables, X)
+        np.testing.assert_allclose(changed.model.apply(changed.variables, X), y, atol=1e-5)
+        kernel = changed.variables["params"]["Dense_0"]["kernel"]
+        assert kernel.names == (None, "model")  # still in its box
+        chex.assert_trees_all_equal(nn.unbox(changed.variables), change(Boxed(), bare, X).variables)
+    frozen = freeze(variables)
+    assert jax.tree.structure(unfreeze(frozen)) == jax.tree.structure(variables)
+    tx = optax.masked(optax.sgd(0.1), trained(frozen))
+    tx.update(variables["params"], tx.init(variables["params"]))
 
 
 def test_nnx_views_share_the_variables_and_keep_other_layers():
