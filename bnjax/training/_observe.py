@@ -78,6 +78,16 @@ def gather(step: Step, variables: Any, batches: Iterable) -> tuple[dict[str, Mom
     return jax.tree.map(lambda v, like: jnp.asarray(v, like.dtype), total, part), number
 
 
+def frozen(model: Any, variables: Any) -> set[Path]:
+    """The layers whose running statistics are held by :func:`bnjax.surgery.freeze`."""
+    if isinstance(model, nnx.GraphDef):
+        nodes = nnx.iter_graph(nnx.merge(model, variables))
+        held = {path: node.switches for path, node in nodes if isinstance(node, BatchNorm)}
+    else:
+        held = _variables.switches(variables)
+    return {path for path, switches in held.items() if switches.statistics is False}
+
+
 def title(path: Path) -> str:
     """The name of a layer in messages."""
     return _variables.name(path) or "(the model itself)"

@@ -15,7 +15,7 @@ from bnjax._switches import Switches
 from bnjax._variables import Flat, Path
 from bnjax.core import Moments
 from bnjax.core._axes import at_least_float32
-from bnjax.training._observe import Step, compiled_observer, gather, title
+from bnjax.training._observe import Step, compiled_observer, frozen, gather, title
 
 V = TypeVar("V")
 
@@ -55,6 +55,8 @@ def recalibrate(
     data settles the next layer, with all before it at their final statistics, as they will be in
     evaluation. It needs as many passes as there are layers, or fewer where some lie side by side.
 
+    Layers whose statistics :func:`bnjax.surgery.freeze` holds are left as they are.
+
     Args:
       model: a linen module, or the ``nnx.GraphDef`` of ``nnx.split(model)``.
       variables: linen's variables, or the ``nnx.State`` of ``nnx.split(model)``.
@@ -78,9 +80,9 @@ def recalibrate(
       a ``count`` becomes the number of batches. A feature that a mask always hides keeps its own.
 
     Raises:
-      ValueError: there are no batches, a pattern finds no layer, no data reach a layer (it is not
-        called, or is not one of bnjax's), or what reaches it is not finite, or its statistics are
-        not in their dtype.
+      ValueError: there are no batches, a pattern finds no layer or a frozen one, no data reach a
+        layer (it is not called, or is not one of bnjax's), or what reaches it is not finite, or its
+        statistics are not in their dtype.
       TypeError: ``batches`` can be gone through only once, but must be again.
 
     Example:
@@ -100,7 +102,7 @@ def recalibrate(
     """
     flat, rebuild = _variables.flatten(variables)
     norms = _variables.norms(flat)
-    chosen = _variables.choose(norms, layers)
+    chosen = _thawed(_variables.choose(norms, layers), frozen(model, variables), layers)
     # Stacked statistics, of layers under a scan, have as many layers as leading entries at most.
     depth = sum(math.prod(np.shape(flat["batch_stats", *path, "mean"])[:-1]) for path in chosen)
     passes = depth if layer_by_layer else 1
@@ -171,6 +173,19 @@ def adapt(model: Any, variables: V, batches: Iterable, *, weight: float = 1.0, *
             before, after = (at_least_float32(jnp.asarray(v[path])) for v in (old, new))
             new[path] = (before + weight * (after - before)).astype(old[path].dtype)
     return rebuild(new)
+
+
+def _thawed(chosen: list[Path], held: set[Path], layers: str) -> list[Path]:
+    """The chosen layers without frozen ones, or an error where those were asked for."""
+    found = [title(path) for path in chosen if path in held]
+    free = [path for path in chosen if path not in held]
+    if found and (layers or not free):
+        asked = f"layers={layers!r} is found in layers" if layers else "all layers are those"
+        raise ValueError(
+            f"{asked} whose statistics are frozen: {', '.join(found)}. Set them free before with "
+            "bnjax.surgery.unfreeze(..., affine=False, mode=False), or leave them out."
+        )
+    return free
 
 
 def _fresh(flat: Flat, chosen: list[Path], moments: dict[str, Moments], batches: int) -> Flat:

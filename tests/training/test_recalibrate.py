@@ -21,7 +21,10 @@ from jax.sharding import PartitionSpec as P
 
 import bnjax.linen
 import bnjax.nnx
+from bnjax import _variables
+from bnjax.surgery import freeze
 from bnjax.training import adapt, recalibrate
+from bnjax.training._begin_update import closed, opened
 
 # Offsets make variances that a running average, or a mean of variances, would get wrong.
 DATA = np.random.default_rng(0).normal(5, 2, (48, 6)).astype(np.float32)
@@ -421,3 +424,39 @@ def test_nnx_layers_under_a_scan():
             {"n": {"mean": mean[i], "var": var[i]}}, {"n": {"mean": x.mean(0), "var": x.var(0)}}
         )
         x = 2 * (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) + x
+
+
+# keras#12470: what is frozen in a part of a model stays so.
+@pytest.mark.parametrize("function", [recalibrate, functools.partial(adapt, weight=0.5)])
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_keras_12470_frozen_statistics_are_left_alone(kind, function):
+    def frozen(layers, **options):
+        if kind == "linen":
+            return Net(), freeze(VARIABLES, layers, **options)
+        return nnx.split(freeze(Nnx(), layers, **options))
+
+    def means(variables):
+        if kind == "linen":
+            return [variables["batch_stats"][f"norm{i}"]["mean"] for i in range(3)]
+        return [variables["norm"][i]["mean"][...] for i in range(3)]
+
+    first = "norm0|norm/0"
+    model, variables = frozen(first)
+    new = function(model, variables, [DATA])
+    assert jax.tree.structure(new) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(means(new)[0], 0)
+    assert means(new)[1].any() and means(new)[2].any()
+    with pytest.raises(ValueError, match=r"is found in layers whose .* frozen: norm/?0\. .*unfree"):
+        function(model, variables, [DATA], layers=first)
+    with pytest.raises(ValueError, match=r"all layers are those whose statistics are frozen: norm"):
+        function(*frozen(""), [DATA])
+    # Other switches hold other things.
+    assert means(function(*frozen(first, statistics=False), [DATA]))[0].any()
+
+
+def test_an_open_update_keeps_frozen_layers_frozen():
+    held = freeze(VARIABLES, "norm0")["batch_stats"]
+    inside = opened(held)
+    for stats in (inside, closed(inside)):
+        assert list(_variables.switches({"batch_stats": stats})) == [("norm0",)]
+    chex.assert_trees_all_equal(closed(inside), held)
