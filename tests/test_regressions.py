@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import bnjax
+import bnjax.diagnostics
+import bnjax.nnx
 from bnjax import interop, linen, surgery, testing
 
 
@@ -153,6 +156,53 @@ def test_pytorch_19902_mlx_3817_population_or_sample_variance_is_a_choice(ddof):
     y, stats = normalise(jnp.asarray(x), ddof=ddof)
     np.testing.assert_allclose(stats.var, x.var(0, ddof=ddof), rtol=1e-5)
     np.testing.assert_allclose(y, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), rtol=1e-4)
+
+
+# https://github.com/ultralytics/yolov5/issues/459: statistics that come without their counter
+def update_flax_variables(kind, uncounted, **options):
+    """New statistics of a layer that counts, from variables of one that does not."""
+    x = jnp.full((3, 2), -50.0)
+    stats = {"mean": jnp.full(2, 5.0), "var": jnp.full(2, 9.0)}
+    if kind == "functional":
+        state = bnjax.BatchStats(**stats, count=jnp.int32(0))
+        decay = options.pop("momentum")
+        return bnjax.batch_norm(x, None, None, state, train=True, decay=decay, **options)[1].mean
+    if kind == "linen":
+        norm = linen.BatchNorm(use_running_average=False, **options)
+        variables = norm.init(jax.random.key(0), x)
+        stats |= {} if uncounted else {"count": variables["batch_stats"]["count"]}
+        variables = variables | {"batch_stats": stats}
+        return norm.apply(variables, x, mutable=["batch_stats"])[1]["batch_stats"]["mean"]
+    norm = bnjax.nnx.BatchNorm(2, **options, rngs=nnx.Rngs(0))
+    flax_norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+    flax_norm.mean[...], flax_norm.var[...] = stats.values()
+    nnx.update(norm, nnx.state(flax_norm))
+    norm(x)
+    return norm.mean[...]
+
+
+@pytest.mark.parametrize("kind", ["functional", "linen", "nnx"])
+@pytest.mark.parametrize(("momentum", "mean"), [(0.99, 4.45), (None, -22.5)])
+def test_yolov5_459_variables_of_flax_are_not_overwritten_by_the_first_batch(kind, momentum, mean):
+    for uncounted in (True, False):
+        got = update_flax_variables(kind, uncounted, momentum=momentum, debias=True)
+        np.testing.assert_allclose(got, [mean, mean], rtol=1e-5)
+
+
+def test_yolov5_459_a_counter_of_0_beside_real_statistics_is_evaluated():
+    stats = bnjax.BatchStats(jnp.full(2, 5.0), jnp.full(2, 9.0), jnp.int32(0))
+    x = jnp.array([[5.0, 8.0]])
+    for unseen in ("warn", "nan"):
+        options = {"train": False, "unseen": unseen, "epsilon": 0.0}
+        y, _ = bnjax.batch_norm(x, None, None, stats, **options)
+        np.testing.assert_allclose(y, [[0.0, 1.0]], atol=1e-6)
+    fresh = bnjax.init_batch_stats(2)
+    assert np.isnan(bnjax.batch_norm(x, None, None, fresh, train=False, unseen="nan")[0]).all()
+    each = fresh._replace(mean=jnp.array([5.0, 0.0]), count=jnp.zeros(2, jnp.int32))
+    y, _ = bnjax.batch_norm(x, None, None, each, train=False, unseen="nan")
+    np.testing.assert_array_equal(np.isnan(y), [[False, True]])
+    variables = {"batch_stats": {"bn": stats._asdict()}}
+    assert bnjax.diagnostics.report(variables).ok
 
 
 # --- Masks and transformations --------------------------------------------------------------------

@@ -31,6 +31,7 @@ from bnjax.core._batch_stats import (
     BatchStats,
     check_ddof,
     check_decay,
+    never_updated,
     update_batch_stats,
     update_by_std,
 )
@@ -99,6 +100,10 @@ def batch_norm(
     learning. For differentiable running statistics compose :func:`bnjax.moments` and
     :func:`bnjax.update_batch_stats`.
 
+    Magnitude: a variance is kept in float32 (float64 for such input), so ``y`` is right for
+    deviations up to 1.8·10¹⁹ and its gradient up to 10¹⁶; beyond, ``y`` is ``bias`` or NaN. Below
+    10⁻¹⁵ ``epsilon`` alone decides; it must be a normal number, 1.2·10⁻³⁸ at least, or 0.
+
     Args:
       x: floating or complex, for example ``(N, F)``, ``(N, L, C)``, ``(N, H, W, C)``.
       scale: γ, shape ``(*features)``, a scalar, or None for 1.
@@ -130,9 +135,11 @@ def batch_norm(
         ``x``; a mask is not looked at), so that ``y`` would be ``bias`` whatever ``x`` is:
         "error"; "warn" and "allow" compute that; "running" normalises by ``batch_stats`` and
         leaves them untouched.
-      unseen: what to do in evaluation when ``batch_stats.count`` is 0: "warn" (where the count
-        is known, that is outside ``jit``), "nan" (fill ``y`` with NaN, under ``jit`` too) or
-        "allow".
+      unseen: what to do in evaluation when ``batch_stats`` are the initial ones, a count of 0
+        beside a mean of 0 and a variance of 1: "warn" (where they are known, that is outside
+        ``jit``), "nan" (fill ``y`` with NaN, under ``jit`` too) or "allow". Other values beside a
+        count of 0 came without their counter and are used as they are, see
+        :class:`bnjax.BatchStats`.
       dtype: dtype of ``y``; that of ``x`` unless given.
       axis_index_groups: groups of indices of ``axis_name`` to merge separately, where JAX
         supports them (``jax.pmap``, unchecked ``shard_map``); elsewhere name a mesh axis.
@@ -215,19 +222,20 @@ def run(
     dtype,
     axis_index_groups,
     spread: Spread = "std",
+    average_std: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Check the arguments of batch norm, or with ``limits`` of batch renorm, and choose a program.
 
-    ``limits`` are ``(r_max, d_max)``.
+    ``limits`` are ``(r_max, d_max)``; ``average_std`` is what the running variance averages.
     """
     x = jnp.asarray(x)
     check_inexact(x)
     mask = check_mask(mask, x)
     check_decay(decay)
     check_ddof(ddof)
-    _check_choice("single_value", single_value, get_args(SingleValue))
-    _check_choice("unseen", unseen, get_args(Unseen))
-    _check_choice("spread", spread, get_args(Spread))
+    check_choice("single_value", single_value, get_args(SingleValue))
+    check_choice("unseen", unseen, get_args(Unseen))
+    check_choice("spread", spread, get_args(Spread))
     if spread != "std" and not (axis_name is None and virtual_batch_size is None):
         raise ValueError(
             f"spread={spread!r} is of one batch on one device; got axis_name={axis_name!r}, "
@@ -249,7 +257,7 @@ def run(
         skip_nonfinite=_switch("skip_nonfinite", skip_nonfinite),
         sync=canonical_axis_name(x, axis_name, axis_index_groups),
         dtype=output_dtype(dtype, x),
-        renorm=limits is not None,
+        average_std=average_std,
         spread=spread,
     )
     before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
@@ -282,7 +290,7 @@ class _Plan(NamedTuple):
     skip_nonfinite: bool
     sync: Sync
     dtype: jnp.dtype
-    renorm: bool
+    average_std: bool
     spread: Spread
 
 
@@ -317,7 +325,8 @@ def _correction(x, batch_stats, limits, plan: _Plan) -> Correction:
         ready(v, n).astype(real) for v, n in zip(limits, ("r_max", "d_max"), strict=True)
     )
     mean = ready(stats.mean, "batch_stats.mean").astype(dtype)
-    inv_std = inverse_std(ready(stats.var, "batch_stats.var"), plan.epsilon).astype(real)
+    var = ready(stats.var, "batch_stats.var")
+    inv_std = inverse_std(var, plan.epsilon, dtype=real).astype(real)
     return Correction(mean, inv_std, r_max, d_max)
 
 
@@ -327,9 +336,12 @@ def _evaluate(x, scale, bias, mask, batch_stats, plan: _Plan, poison):
     dtype = compute_dtype(x.dtype, plan.dtype)
     scale, bias = _ready_params(x, scale, bias, plan)
     mean = expand(batch_stats.mean, x.shape, plan.kept, "batch_stats.mean").astype(dtype)
-    var = jnp.where(batch_stats.count > 0, batch_stats.var, jnp.nan) if poison else batch_stats.var
+    var = batch_stats.var
+    if poison:
+        var = jnp.where(never_updated(batch_stats), jnp.nan, var)
     var = expand(var, x.shape, plan.kept, "batch_stats.var")
-    return affine(x, mask, mean, inverse_std(var, plan.epsilon), scale, bias, plan.dtype)
+    inv_std = inverse_std(var, plan.epsilon, dtype=real_dtype(dtype))
+    return affine(x, mask, mean, inv_std, scale, bias, plan.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -351,9 +363,10 @@ def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
     """Move ``batch_stats`` towards the statistics of ``x``; no gradient."""
     axes = other_axes(plan.kept, x.ndim)
     update = _update_of(batch_stats, plan)
+    moments = compact(stats, axes, known_count(x.shape, mask, axes, plan.sync))
     updated = update(
         batch_stats,
-        compact(stats, axes, known_count(x.shape, mask, axes, plan.sync)),
+        moments.moments() if isinstance(batch_stats, PendingUpdate) else moments,
         decay=plan.decay if traced_decay is None else traced_decay,
         ddof=plan.ddof,
         debias=plan.debias,
@@ -365,7 +378,7 @@ def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
 def _update_of(batch_stats, plan: _Plan) -> Callable[..., Any]:
     """The function that updates ``batch_stats``."""
     by_std = functools.partial(update_by_std, epsilon=plan.epsilon)
-    update = by_std if plan.renorm else update_batch_stats
+    update = by_std if plan.average_std else update_batch_stats
     pending = isinstance(batch_stats, PendingUpdate)
     return functools.partial(add_to_update, update) if pending else update
 
@@ -398,7 +411,7 @@ def _switch(name, value) -> bool:
     return bool(value)
 
 
-def _check_choice(name, value, legal):
+def check_choice(name, value, legal):
     if value not in legal:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, legal))}, got {value!r}.")
 
@@ -427,7 +440,10 @@ def _report_single_value(single_value, shape, axis):
 
 def _warn_if_unseen(batch_stats: BatchStats):
     # NumPy: under a trace, jax.numpy would make a tracer even of a count that is known.
-    if not isinstance(batch_stats.count, Tracer) and np.any(np.asarray(batch_stats.count) == 0):
+    if any(isinstance(v, Tracer) for v in batch_stats):
+        return
+    known: Any = map(np.asarray, batch_stats)
+    if np.any(never_updated(BatchStats(*known))):
         warnings.warn(
             "batch_stats.count is 0: these running statistics have never been updated, so x is "
             "normalised by mean 0 and variance 1. Keep the batch_stats that training returns; "

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bnjax.core._axes import Axes
-from bnjax.core._batch_norm import SingleValue, Unseen, run
+from bnjax.core._axes import Axes, whole_number
+from bnjax.core._batch_norm import SingleValue, Unseen, check_choice, run
 from bnjax.core._batch_stats import BatchStats
 from bnjax.core._pending_update import PendingUpdate
 
+Average = Literal["std", "var"]
 Limit = float | jax.Array | Callable[[jax.Array], jax.Array]
 
 
@@ -24,6 +27,8 @@ def batch_renorm(
     train: bool,
     r_max: Limit = 3.0,
     d_max: Limit = 5.0,
+    warmup_steps: int = 0,
+    average: Average = "std",
     decay: float | jax.Array | None = 0.99,
     epsilon: float = 1e-5,
     axis: Axes = -1,
@@ -48,9 +53,12 @@ def batch_renorm(
 
     with :math:`\sigma_B^2 = v_B + \epsilon` of the batch and :math:`\mu, \sigma` of
     ``batch_stats``. Without clipping ``y`` is that of evaluation, so training and evaluation
-    agree however small the batch; with ``r_max=1, d_max=0`` it is :func:`bnjax.batch_norm`. No
-    gradient flows through ``r`` and ``d``. The running statistics average :math:`\mu_B` and
-    :math:`\sigma_B` (not its square).
+    agree however small the batch; with ``r_max=1, d_max=0`` it is that of
+    :func:`bnjax.batch_norm`. No gradient flows through ``r`` and ``d``.
+
+    The running statistics average :math:`\mu_B` and, as in the paper, :math:`\sigma_B`: the
+    running variance is then the square of a mean of deviations, smaller than the mean of variances
+    that batch norm keeps. With ``average="var"`` it is that mean, the state of batch norm.
 
     Args:
       x, scale, bias, batch_stats: as in :func:`bnjax.batch_norm`.
@@ -58,6 +66,9 @@ def batch_renorm(
       r_max: at least 1; a number, a scalar array, or a schedule of the number of updates:
         a function of ``batch_stats.count`` such as optax makes, called in training.
       d_max: at least 0, likewise, in standard deviations.
+      warmup_steps: for this many updates, by ``batch_stats.count``, ``y`` is that of batch norm
+        (``r_max=1, d_max=0``): at first the running statistics are no guide.
+      average: what the running variance averages: "std", or "var" as batch norm does.
       decay, epsilon, axis, mask, axis_name, ddof, debias, virtual_batch_size, update_stats,
         skip_nonfinite, unseen, dtype, axis_index_groups: as in :func:`bnjax.batch_norm`.
       single_value: as there, but "allow": a batch of one is normalised by the running
@@ -80,11 +91,17 @@ def batch_renorm(
       [0. 1.]
 
     Source: Ioffe (2017), *Batch renormalization*, Algorithm 1; its schedule is r_max from 1 to 3
-    and d_max from 0 to 5. Keras' ``renorm=True`` clips only what it is told to; PyTorch and Flax
-    have nothing like it.
+    and d_max from 0 to 5. Bhatt et al. (2024), *CrossQ*, warm up by steps and average variances:
+    ``warmup_steps=100_000, average="var"``. Keras' ``renorm=True`` clips only what it is told to;
+    PyTorch and Flax have nothing like it.
     """
     before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
-    limits = _limit(r_max, "r_max", 1.0, before), _limit(d_max, "d_max", 0.0, before)
+    warmup_steps = whole_number(warmup_steps, "warmup_steps", 0)
+    check_choice("average", average, get_args(Average))
+    limits = tuple(
+        _warmed_up(_limit(limit, name, least, before), least, before, warmup_steps)
+        for limit, name, least in ((r_max, "r_max", 1.0), (d_max, "d_max", 0.0))
+    )
     return run(
         x,
         scale,
@@ -106,7 +123,15 @@ def batch_renorm(
         unseen=unseen,
         dtype=dtype,
         axis_index_groups=axis_index_groups,
+        average_std=average == "std",
     )
+
+
+def _warmed_up(limit, least, stats, warmup_steps: int):
+    """``limit``, but for the first updates ``least``, with which there is no correction."""
+    if warmup_steps == 0:
+        return limit
+    return jnp.where(jnp.asarray(stats.count) < warmup_steps, least, limit)
 
 
 def _limit(limit, name, least, stats):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax.core._axes import compute_dtype, real_dtype, whole_number
+from bnjax.core._axes import at_least_float32, compute_dtype, real_dtype, whole_number
 from bnjax.core._moments import Moments
 
 
@@ -19,10 +19,13 @@ class BatchStats(NamedTuple):
     Attributes:
       mean: running mean, shape ``(*features)``.
       var: running variance, shape ``(*features)``, real.
-      count: number of updates seen, int32 scalar. Zero means ``mean`` and ``var`` are still the
-        initial 0 and 1, which describe no data. Where a mask may leave a feature without any
-        data for a whole batch, replace it by zeros of shape ``(*features)``: each feature then
-        counts, and is debiased, by itself.
+      count: number of updates seen, int32 scalar. Zero beside a mean of 0 and a variance of 1
+        means that there was none: these are the initial values, which describe no data. Zero
+        beside any other value means that the statistics came without their counter, as those of
+        Flax and Keras do: evaluation takes them as they are, and :func:`update_batch_stats` says
+        how the next batch is weighed. Where a mask may leave a feature without any data for a
+        whole batch, replace it by zeros of shape ``(*features)``: each feature then counts, and is
+        debiased, by itself.
 
     Example:
       >>> import bnjax
@@ -96,6 +99,11 @@ def update_batch_stats(
     weighted average of the batches seen: after any number of identical batches it *is* the batch
     statistics, and evaluation needs no correction.
 
+    Statistics that came without their counter (a count of 0 beside other values than the initial
+    ones) have seen data, nobody knows how often. With ``debias`` they count as settled,
+    :math:`\lambda^t \approx 0`, so that the next batch gets the plain weight :math:`1 - \lambda`;
+    in an average of all updates they count as one update. The new count goes on from there.
+
     Features without data (``moments.count <= ddof``) keep their statistics; when no feature has
     any, the count stays too (a count of each feature stays where that feature has none, see
     :class:`BatchStats`). Differentiable in ``stats`` and ``moments``.
@@ -111,8 +119,9 @@ def update_batch_stats(
         scaling overflows. Off by default: then the running statistics turn NaN, visibly.
 
     Returns:
-      The new :class:`BatchStats`, in the dtypes of the old (but a complex mean makes it complex:
-      start from ``init_batch_stats(n, complex64)`` where dtypes must not change).
+      The new :class:`BatchStats`, in the dtypes of the old, but float32 and int32 at least, since
+      a running average in half precision or integers stops moving. A complex mean makes it
+      complex: start from ``init_batch_stats(n, complex64)`` where dtypes must not change.
 
     Raises:
       ValueError: ``decay`` lies outside [0, 1] or ``ddof`` is not 0 or 1.
@@ -133,11 +142,31 @@ def update_batch_stats(
     """
     check_decay(decay)
     check_ddof(ddof)
-    stats = jax.tree.map(jnp.asarray, stats)
+    return _move(stats, moments, moments.var(ddof), None, decay, ddof, debias, skip_nonfinite)
+
+
+def update_by_std(
+    stats: BatchStats, moments: Moments, *, epsilon, decay, ddof, debias, skip_nonfinite
+) -> BatchStats:
+    """:func:`update_batch_stats`, but averaging ``sqrt(var + epsilon)`` as batch renorm does."""
+    var = moments.var(ddof)
+    return _move(stats, moments, var, epsilon, decay, ddof, debias, skip_nonfinite)
+
+
+def _move(
+    stats: BatchStats, moments: Moments, var, epsilon, decay, ddof, debias, skip_nonfinite
+) -> BatchStats:
+    """``stats`` after an update by the mean of ``moments`` and ``var``.
+
+    The average is that of variances, or with ``epsilon`` that of ``sqrt(var + epsilon)``.
+    """
+    stats = widened(stats)
     valid = moments.count > ddof  # a Python bool where the count is known at trace time
     if skip_nonfinite:
         valid &= all_finite(moments)
-    weight = _choose(valid, _update_weight(stats.count, decay, debias, stats.var.dtype), 0)
+    t = _updates_before(stats, decay) if debias or decay is None else stats.count
+    weight = _choose(valid, _update_weight(t, decay, debias, stats.var.dtype), 0)
+    seen = jnp.any(valid) if t.ndim == 0 else jnp.broadcast_to(valid, t.shape)
 
     def step(old, new):
         wide = compute_dtype(old.dtype, new.dtype)
@@ -148,30 +177,49 @@ def update_batch_stats(
         moved = o + w * (n - o)
         return moved if jnp.iscomplexobj(new) else moved.astype(old.dtype)
 
-    seen = jnp.any(valid) if stats.count.ndim == 0 else jnp.broadcast_to(valid, stats.count.shape)
+    if epsilon is None:
+        var = step(stats.var, var)
+    else:
+        std = step(jnp.sqrt(stats.var + epsilon), jnp.sqrt(var + epsilon))
+        # The root and the square leave a rounding error, even where nothing moved.
+        var = jnp.where(valid, jnp.maximum(jnp.square(std) - epsilon, 0), stats.var)
     return BatchStats(
         step(stats.mean, jnp.asarray(moments.mean)),
-        step(stats.var, jnp.asarray(moments.var(ddof))),
-        stats.count + seen.astype(stats.count.dtype),
+        var,
+        jnp.where(seen, t + 1, stats.count),
     )
 
 
-def update_by_std(stats: BatchStats, moments: Moments, *, epsilon, ddof, **options) -> BatchStats:
-    """:func:`update_batch_stats`, but averaging ``sqrt(var + epsilon)`` as batch renorm does."""
-    std = jnp.sqrt(moments.var(ddof) + epsilon)
-    after = update_batch_stats(
-        stats._replace(var=jnp.sqrt(stats.var + epsilon)),
-        moments._replace(m2=std * moments.count),
-        **options,
+def widened(stats: BatchStats) -> BatchStats:
+    """``stats`` with a mean and variance of float32 and a count of int32 at least."""
+    mean, var, count = map(jnp.asarray, stats)
+    whole = jnp.issubdtype(count.dtype, jnp.integer) and count.dtype.itemsize >= 4
+    return BatchStats(
+        at_least_float32(mean), at_least_float32(var), count if whole else count.astype(jnp.int32)
     )
-    var = jnp.maximum(jnp.square(after.var) - epsilon, 0).astype(stats.var.dtype)
-    # The root and the square leave a rounding error, even where nothing moved.
-    return after._replace(var=jnp.where(after.count > stats.count, var, stats.var))
+
+
+def never_updated(stats: BatchStats) -> Any:
+    """Whether ``stats`` are the initial values; of each feature, where each is counted."""
+    initial = (stats.mean == 0) & (stats.var == 1)
+    return (stats.count == 0) & (jnp.all(initial) if jnp.ndim(stats.count) == 0 else initial)
+
+
+def _updates_before(stats: BatchStats, decay) -> jax.Array:
+    """The number of updates that ``stats`` have seen; as if, where that was not counted."""
+    uncounted = (stats.count == 0) & ~never_updated(stats)
+    if decay is None:
+        return stats.count + uncounted.astype(stats.count.dtype)
+    # So many that the start weighs less than rounding.
+    decay = jnp.asarray(decay, jnp.float32)
+    most = jnp.log(jnp.finfo(jnp.float32).eps / 2) / jnp.log(jnp.where(decay < 1, decay, 0.5))
+    settled = jnp.where(decay < 1, jnp.ceil(most), 2**30).clip(1, 2**30).astype(stats.count.dtype)
+    return jnp.where(uncounted, settled, stats.count)
 
 
 def all_finite(moments: Moments):
     """Whether every moment is finite."""
-    return jnp.all(jnp.isfinite(moments.mean)) & jnp.all(jnp.isfinite(moments.m2))
+    return jnp.all(jnp.isfinite(moments.mean)) & jnp.all(jnp.isfinite(moments.var()))
 
 
 def _choose(condition, a, b):

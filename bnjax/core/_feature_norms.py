@@ -13,6 +13,10 @@ group norm     H, W, C within a group  image and group of channels
 
 None of them knows of other examples, so there are no running statistics and no modes.
 
+Magnitude: squares are taken in float32 (float64 for such input), so ``y`` is right for deviations
+(of RMS norm: magnitudes) up to 1.8·10¹⁹ and its gradient up to 10¹⁶; beyond, ``y`` is ``bias`` or
+NaN. Below 10⁻¹⁵ ``epsilon`` alone decides; it must be a normal number, 1.2·10⁻³⁸ at least, or 0.
+
 Conventions elsewhere, where a model moves over. Everywhere epsilon is added inside the root, the
 variance that normalises is that of the population (ddof 0), and groups are runs of neighbouring
 channels.
@@ -83,7 +87,7 @@ def layer_norm(
 
     The statistics, and the derivative rule, of :func:`bnjax.batch_norm`: accurate at any offset,
     differentiable in both modes to any order, and only ``x`` and vectors kept for the backward
-    pass.
+    pass. The same limits of magnitude.
 
     Args:
       x: floating or complex, for example ``(N, L, F)``.
@@ -149,8 +153,8 @@ def rms_norm(
         :func:`bnjax.layer_norm`. ``bias`` is rarely used here.
 
     Returns:
-      ``y`` of the shape of ``x``. Squares are summed in float32 at least, so float16 input does
-      not overflow.
+      ``y`` of the shape of ``x``. Squares are taken in float32 at least, so float16 input does
+      not overflow; float32 input does beyond 1.8·10¹⁹ (its gradient beyond 10¹⁶).
 
     Raises:
       TypeError, ValueError: as :func:`bnjax.layer_norm`.

@@ -113,8 +113,8 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
       axis_name: name or names of mapped axes (``jax.shard_map``, ``jax.vmap``) to merge over.
 
     Returns:
-      :class:`Moments` with the shape of the axes that are left; float32 at least. Squares are
-      summed in that dtype: beyond 10¹⁹ in float32 they overflow.
+      :class:`Moments` with the shape of the axes that are left; float32 at least. ``m2`` is in that
+      dtype: in float32 it overflows beyond a deviation of :math:`1.8 \cdot 10^{19} / \sqrt n`.
 
     Raises:
       TypeError: ``x`` is integer or boolean, or ``mask`` is not boolean.
@@ -138,10 +138,32 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _moments(x, mask, axes, sync) -> Moments:
-    return compact(statistics(x, mask, axes, sync), axes)
+    return compact(statistics(x, mask, axes, sync), axes).moments()
 
 
-def compact(stats: Statistics, axes: tuple[int, ...], known: float | None = None) -> Moments:
+class MeanVariance(NamedTuple):
+    """Moments by their variance: ``m2`` is ``count`` times as large, and overflows that earlier."""
+
+    count: jax.Array | float  # () or (*features)
+    mean: jax.Array  # (*features)
+    variance: jax.Array  # (*features)
+
+    def var(self, ddof: int = 0) -> jax.Array:
+        """As of :class:`Moments`."""
+        if ddof == 0:
+            return self.variance
+        degrees = self.count - ddof
+        if isinstance(degrees, (int, float)):  # known at trace time
+            return self.variance * (self.count / degrees if degrees > 0 else 0.0)
+        ratio = self.count / jnp.where(degrees > 0, degrees, 1)
+        return jnp.where(degrees > 0, self.variance * ratio, 0)
+
+    def moments(self) -> Moments:
+        """The same as :class:`Moments`."""
+        return Moments(self.count, self.mean, self.variance * self.count)
+
+
+def compact(stats: Statistics, axes: tuple[int, ...], known: float | None = None) -> MeanVariance:
     """Statistics as users see them: reduced axes removed, the mean rounded once.
 
     ``known`` takes the place of the count where that is known at trace time.
@@ -151,5 +173,4 @@ def compact(stats: Statistics, axes: tuple[int, ...], known: float | None = None
     else:
         one = stats.count.size == 1
         count = stats.count.reshape(()) if one else lax.squeeze(stats.count, axes)
-    m2 = lax.squeeze(stats.var * (stats.count if known is None else known), axes)
-    return Moments(count, lax.squeeze(stats.mean, axes), m2)
+    return MeanVariance(count, lax.squeeze(stats.mean, axes), lax.squeeze(stats.var, axes))

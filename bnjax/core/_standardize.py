@@ -19,6 +19,7 @@ from bnjax.core._normalize import (
     centre,
     deviation_for_tangent,
     inverse_std,
+    inverse_std_tangent,
     live_entries,
 )
 from bnjax.core._statistics import (
@@ -81,8 +82,7 @@ def _standardize_jvp(rule: Rule, primals, tangents):
         x, dx = x.astype(stats.mean.dtype), dx.astype(stats.mean.dtype)
         hold = holder(inv_std)
         dstats = statistics_tangent(x, mask, stats, dx, rule.axes, rule.sync, rule.about_mean, hold)
-        # d rsqrt(v) = -1/2 rsqrt(v)**3 dv, and 0 where there are no data.
-        dinv_std = -0.5 * inv_std * inv_std * inv_std * dstats.var
+        dinv_std = inverse_std_tangent(inv_std, dstats.var)
         deviation = deviation_for_tangent(x, stats.mean, stats.mean_lo, mask)
         live = live_entries(x, mask)
         dy = affine_tangent(

@@ -64,7 +64,7 @@ def compute_statistics(x, mask, axes: tuple[int, ...]) -> Statistics:
     # Two sums about two nearby shifts: about one, XLA would store x - shift for both to read.
     other = pin(shift, 2)
     s = pin(_times(_sum(zero_unless(mask, x - shift), axes), weight))
-    q = _times(_sum(abs_sq(zero_unless(mask, x - other)), axes), weight)
+    q = _mean_abs_sq(zero_unless(mask, x - other), axes, weight)
     var = jnp.maximum(q - abs_sq(s + (shift - other)), 0)
     mean, mean_lo = _double_word(shift, s)
     return Statistics(count, holder(q)(mean), mean_lo, var)
@@ -73,7 +73,7 @@ def compute_statistics(x, mask, axes: tuple[int, ...]) -> Statistics:
 def mean_square(x, mask, axes: tuple[int, ...]) -> Statistics:
     """Statistics about zero: one sum, of squares."""
     count, weight = _count_and_weight(x, mask, axes)
-    q = _times(_sum(abs_sq(zero_unless(mask, x)), axes), weight)
+    q = _mean_abs_sq(zero_unless(mask, x), axes, weight)
     zero = jnp.zeros_like(q, dtype=x.dtype)
     return Statistics(count, zero, zero, q)
 
@@ -161,6 +161,19 @@ def known_count(shape, mask, axes, sync: Sync):
     """The merged count as a Python float, or None where a mask or a symbolic size decides."""
     size = size_of(shape, axes)
     return float(size * merged_sets(sync)) if mask is None and isinstance(size, int) else None
+
+
+def _mean_abs_sq(d, axes, weight):
+    """The mean of ``|d|**2``, each element divided by about the root of their number first.
+
+    The sum of n squares would overflow at a root of n earlier than their mean. By a power of two,
+    so that no digit changes.
+    """
+    size = size_of(d.shape, axes)
+    exponent = size.bit_length() // 2 if isinstance(size, int) else 0  # symbolic: jax.export
+    if exponent == 0:
+        return _times(_sum(abs_sq(d), axes), weight)
+    return _times(_sum(abs_sq(d * 2.0**-exponent), axes), weight * 4.0**exponent)
 
 
 def _times(v, weight):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,8 @@ def weight_norm(w, scale, *, axis: Axes | None = -1, epsilon: float = 1e-12) -> 
     .. math::
         \hat w = g\, \frac{w}{\sqrt{\lVert w \rVert^2 + \epsilon}}
 
-    with the norm over all axes but ``axis``. Zero weights give zero, with finite gradients.
+    with the norm over all axes but ``axis``. Zero weights give zero, with finite gradients. Right
+    for weights of any magnitude.
 
     Args:
       w: weights, floating or complex, for example ``(in, out)`` or ``(H, W, in, out)``.
@@ -62,10 +64,24 @@ def weight_norm(w, scale, *, axis: Axes | None = -1, epsilon: float = 1e-12) -> 
 def _weight_norm(w, scale, kept, epsilon):
     dtype = compute_dtype(w.dtype)
     scale, _ = expand_params(scale, None, w.shape, kept, dtype)
-    wide = w.astype(dtype)
-    squares = jnp.sum(abs_sq(wide), other_axes(kept, w.ndim), keepdims=True)
-    unit = wide * lax.rsqrt(squares + epsilon).astype(dtype)
+    axes, root = other_axes(kept, w.ndim), math.sqrt(epsilon)
+    shrunk, factor = _near_one(w.astype(dtype), axes, root)
+    squares = jnp.sum(abs_sq(shrunk), axes, keepdims=True)
+    unit = shrunk * lax.rsqrt(squares + jnp.square(root * factor)).astype(dtype)
     return (unit if scale is None else unit * scale).astype(w.dtype)
+
+
+def _near_one(w, axes=None, least: float = 0.0):
+    """``w`` times a power of two that brings its largest entry, or ``least``, near 1; and that.
+
+    Of all entries along ``axes``. No digit changes, and the squares neither over- nor underflow
+    whatever the size of the weights is.
+    """
+    largest = jnp.max(abs(lax.stop_gradient(w)), axes, keepdims=True, initial=0)
+    info = jnp.finfo(largest.dtype)
+    most = 2.0 ** (2 ** (info.nexp - 1) - 3)
+    power = lax.reduce_precision(jnp.clip(largest, max(least, 1 / most), most), info.nexp, 0)
+    return w * (1 / power).astype(w.dtype), 1 / power
 
 
 class SpectralState(NamedTuple):
@@ -123,7 +139,8 @@ def spectral_norm(
       w: weights, floating, of rank 2 at least, features on the last axis.
       state: from :func:`init_spectral_norm`, and then from call to call.
       n_steps: power iterations, at least 1.
-      epsilon: no norm below its root is divided by.
+      epsilon: in the power iteration no norm below its root is divided by; relative to the
+        largest weight, so weights of any magnitude will do.
       update: False returns ``state`` itself, as for evaluation; ``w`` is divided all the same.
 
     Returns:
@@ -165,19 +182,17 @@ def spectral_norm(
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _spectral_norm(w, state, n_steps, epsilon):
     matrix = w.astype(compute_dtype(w.dtype)).reshape(-1, w.shape[-1])
+    matrix, factor = _near_one(matrix)
     constant = lax.stop_gradient(matrix)
     u = state.u.astype(matrix.dtype)
-    # Far from over- and underflow, whatever the size of the weights.
-    largest = jnp.max(jnp.abs(constant))
-    scaled = constant / jnp.where(largest > 0, largest, 1)
     for _ in range(n_steps):
-        v = _unit(u @ scaled.T, epsilon)
-        u = _unit(v @ scaled, epsilon)
+        v = _unit(u @ constant.T, epsilon)
+        u = _unit(v @ constant, epsilon)
     sigma = (v @ matrix @ u.T)[0, 0]
     w_hat = (matrix / jnp.where(sigma != 0, sigma, 1)).reshape(w.shape).astype(w.dtype)
-    u = jnp.where(largest > 0, u, state.u.astype(u.dtype))
-    state = SpectralState(u.astype(state.u.dtype), lax.stop_gradient(sigma).astype(state.u.dtype))
-    return w_hat, state
+    u = jnp.where(jnp.any(constant != 0), u, state.u.astype(u.dtype))
+    sigma = lax.stop_gradient(sigma) / factor[0, 0]
+    return w_hat, SpectralState(u.astype(state.u.dtype), sigma.astype(state.u.dtype))
 
 
 def _unit(v, epsilon):
@@ -192,7 +207,7 @@ def weight_standardize(w, gain=None, *, axis: Axes = -1, epsilon: float = 1e-5) 
         \hat w = g\, \frac{w - \mu}{\sqrt{v + \epsilon}}, \qquad
         \mu, v \text{ over all axes of } w \text{ but } \texttt{axis}
 
-    The arithmetic and the derivative rule of :func:`bnjax.layer_norm`, on weights.
+    The arithmetic, the derivative rule and the range of :func:`bnjax.layer_norm`, on weights.
 
     Args:
       w: weights, floating or complex, for example ``(H, W, in, out)``.

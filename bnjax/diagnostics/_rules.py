@@ -51,16 +51,22 @@ def negative_variance(layer: LayerStatistics, settings: Settings) -> Hit:
 
 def never_updated(layer: LayerStatistics, settings: Settings) -> Hit:
     bad = _unseen(layer)
-    what = "mean 0, variance 1" if layer.updates is None else "count 0"
-    return Hit(bad, 0, what, error=True)
+    counted = "" if layer.updates is None else "count 0, "
+    return Hit(bad, 0, f"{counted}mean 0, variance 1", error=True)
 
 
 def _unseen(layer: LayerStatistics) -> np.ndarray:
-    if layer.updates is not None:
-        return layer.updates == 0
+    """Channels with initial values, and, where they are counted, no update.
+
+    A count of 0 beside other values tells of a program that does not count, like Keras, and not of
+    the statistics.
+    """
+    initial = (layer.mean == 0) & (layer.var == 1)
     # A single channel may have mean 0 and variance 1 by chance; not all of them to the last bit.
-    initial = np.all(layer.mean == 0) and np.all(layer.var == 1)
-    return np.full(layer.mean.shape, initial)
+    if layer.updates is None:
+        return np.full(layer.mean.shape, initial.all())
+    counted_together = np.all(layer.updates == layer.updates[0])
+    return (layer.updates == 0) & (initial.all() if counted_together else initial)
 
 
 def stuck(layer: LayerStatistics, settings: Settings) -> Hit | None:

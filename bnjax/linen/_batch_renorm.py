@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from bnjax.core import batch_renorm
 from bnjax.core._batch_norm import SingleValue
-from bnjax.core._batch_renorm import Limit
+from bnjax.core._batch_renorm import Average, Limit
 from bnjax.linen._batch_norm import BatchNorm, field
 
 
@@ -19,8 +19,8 @@ class BatchRenorm(BatchNorm):
         d = \mathrm{clip}_{[-d_{max},\, d_{max}]} \frac{\mu_B - \mu}{\sigma}
 
     with :math:`\mu, \sigma` of ``batch_stats``. Training and evaluation agree as far as the limits
-    let them; with ``r_max=1, d_max=0`` it is :class:`bnjax.linen.BatchNorm`. The arithmetic is
-    that of :func:`bnjax.batch_renorm`.
+    let them; with ``r_max=1, d_max=0, average="var"`` it is :class:`bnjax.linen.BatchNorm`. The
+    arithmetic is that of :func:`bnjax.batch_renorm`.
 
     Fields, call and variables are those of :class:`bnjax.linen.BatchNorm`. ``batch_stats/count``
     is always there: schedules of the limits follow it, so they go on where a checkpoint left them.
@@ -30,6 +30,8 @@ class BatchRenorm(BatchNorm):
         running statistics, as far as ``d_max`` lets it.
       r_max: at least 1; a number, or a function of ``count`` such as a schedule of optax.
       d_max: at least 0, likewise, in standard deviations.
+      warmup_steps: for this many updates, by ``count``, it is batch norm in training.
+      average: what the running variance averages: "std", as in the paper, or "var".
 
     Raises:
       ValueError: ``r_max`` is below 1 or ``d_max`` below 0, or as batch norm.
@@ -52,9 +54,12 @@ class BatchRenorm(BatchNorm):
     single_value: SingleValue = field(default="allow", kw_only=True)
     r_max: Limit = field(default=3.0, kw_only=True)
     d_max: Limit = field(default=5.0, kw_only=True)
+    warmup_steps: int = field(default=0, kw_only=True)
+    average: Average = field(default="std", kw_only=True)
 
     @nn.nowrap
     def _normalize(self, *args, **options):
+        options |= {"warmup_steps": self.warmup_steps, "average": self.average}
         return batch_renorm(*args, r_max=self.r_max, d_max=self.d_max, **options)
 
     @nn.nowrap

@@ -8,7 +8,7 @@ from flax import nnx
 
 from bnjax.core import batch_renorm
 from bnjax.core._batch_norm import SingleValue
-from bnjax.core._batch_renorm import Limit
+from bnjax.core._batch_renorm import Average, Limit
 from bnjax.nnx._batch_norm import BatchNorm
 
 
@@ -21,8 +21,8 @@ class BatchRenorm(BatchNorm):
         d = \mathrm{clip}_{[-d_{max},\, d_{max}]} \frac{\mu_B - \mu}{\sigma}
 
     with :math:`\mu, \sigma` the running statistics. Training and evaluation agree as far as the
-    limits let them; with ``r_max=1, d_max=0`` it is :class:`bnjax.nnx.BatchNorm`. The arithmetic
-    is that of :func:`bnjax.batch_renorm`.
+    limits let them; with ``r_max=1, d_max=0, average="var"`` it is :class:`bnjax.nnx.BatchNorm`.
+    The arithmetic is that of :func:`bnjax.batch_renorm`.
 
     Call and variables are those of :class:`bnjax.nnx.BatchNorm`. There is always a ``count``:
     schedules of the limits follow it, so they go on where a checkpoint left them.
@@ -31,6 +31,8 @@ class BatchRenorm(BatchNorm):
       num_features: number of features.
       r_max: at least 1; a number, or a function of ``count`` such as a schedule of optax.
       d_max: at least 0, likewise, in standard deviations.
+      warmup_steps: for this many updates, by ``count``, it is batch norm in training.
+      average: what the running variance averages: "std", as in the paper, or "var".
       single_value: as in batch norm, but "allow" by default: a batch of one is normalised by the
         running statistics, as far as ``d_max`` lets it.
       rngs: stream ``params`` for the initialisers.
@@ -59,6 +61,8 @@ class BatchRenorm(BatchNorm):
         *,
         r_max: Limit = 3.0,
         d_max: Limit = 5.0,
+        warmup_steps: int = 0,
+        average: Average = "std",
         single_value: SingleValue = "allow",
         rngs: nnx.Rngs,
         **options: Any,
@@ -66,8 +70,11 @@ class BatchRenorm(BatchNorm):
         super().__init__(num_features, single_value=single_value, rngs=rngs, **options)
         self.r_max = r_max
         self.d_max = d_max
+        self.warmup_steps = warmup_steps
+        self.average: Average = average
 
     def _normalize(self, *args, **options):
+        options |= {"warmup_steps": self.warmup_steps, "average": self.average}
         return batch_renorm(*args, r_max=self.r_max, d_max=self.d_max, **options)
 
     def _counts(self) -> bool:

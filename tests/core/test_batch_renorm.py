@@ -97,6 +97,60 @@ def test_the_running_statistics_average_the_deviation():
     jax.tree.map(np.testing.assert_array_equal, same, stats)
 
 
+def test_the_running_statistics_may_be_those_of_batch_norm():
+    x, _, _, stats = problem()
+    for step in range(20):
+        batch = x * (1 + step % 3)  # variances and deviations then have different means
+        _, stats = renorm(batch, None, None, stats, r_max=1.0, d_max=0.0, average="var")
+        _, by_std = renorm(batch, None, None, stats, r_max=1.0, d_max=0.0)
+        _, want = bnjax.batch_norm(batch, None, None, stats, train=True, epsilon=EPSILON)
+        _, got = renorm(batch, None, None, stats, r_max=1.0, d_max=0.0, average="var")
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+        assert np.abs(by_std.var - want.var).max() > 1e-3
+
+
+def crossq(x, mean, var, count, warmup_steps, decay=0.9, r_max=3.0, d_max=5.0):
+    """Batch renorm as CrossQ's users have it, in float64: output and new state."""
+    x = np.asarray(x, np.float64)
+    batch_mean, batch_std, std = x.mean(0), np.sqrt(x.var(0) + EPSILON), np.sqrt(var + EPSILON)
+    r, d = np.ones_like(std), np.zeros_like(std)
+    if count >= warmup_steps:
+        r = np.clip(batch_std / std, 1 / r_max, r_max)
+        d = np.clip((batch_mean - mean) / std, -d_max, d_max)
+    y = (x - batch_mean) / batch_std * r + d
+    new = decay * mean + (1 - decay) * batch_mean, decay * var + (1 - decay) * x.var(0)
+    return y, (*new, count + 1)
+
+
+def test_a_warm_up_by_steps_and_averaged_variances_are_crossq_s():
+    x, _, _, _ = problem()
+    stats, want = bnjax.init_batch_stats(4), (np.zeros(4), np.ones(4), 0)
+    options = {"warmup_steps": 3, "average": "var", "decay": 0.9}
+    step = jax.jit(lambda x, s: renorm(x, None, None, s, **options))
+    for number in range(6):
+        batch = x * (1 + number) + number
+        (y, stats), (want_y, want) = step(batch, stats), crossq(batch, *want, warmup_steps=3)
+        np.testing.assert_allclose(y, want_y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(stats.mean, want[0], rtol=1e-5)
+        np.testing.assert_allclose(stats.var, want[1], rtol=1e-5)
+    assert stats.count == 6
+    with pytest.raises(ValueError, match="average must be one of 'std', 'var', got 'mean'"):
+        renorm(x, None, None, stats, average="mean")
+    with pytest.raises(ValueError, match="warmup_steps must be at least 0"):
+        renorm(x, None, None, stats, warmup_steps=-1)
+
+
+@pytest.mark.parametrize("average", ["std", "var"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_value_has_no_sample_variance_and_moves_nothing(average, masked):
+    x, _, _, stats = problem(examples=4 if masked else 1)
+    mask = np.arange(4)[:, None] == 2 if masked else None
+    options = {"ddof": 1, "decay": 0.5, "mask": mask, "average": average}
+    for _ in range(20):
+        _, after = renorm(x, None, None, stats, **options)
+        jax.tree.map(np.testing.assert_array_equal, after, stats)
+
+
 def test_limits_follow_a_schedule_of_the_count():
     x, scale, bias, stats = problem()
     r_max = optax.linear_schedule(1.0, 3.0, transition_steps=10)

@@ -1,5 +1,8 @@
 """The state: what it starts from and how it moves."""
 
+import functools
+
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -115,6 +118,65 @@ def test_skip_nonfinite_is_a_choice():
         kept = bnjax.update_batch_stats(start, batch, skip_nonfinite=True)
         jax.tree.map(np.testing.assert_array_equal, kept, start)
         assert not np.isfinite(bnjax.update_batch_stats(start, batch).var[0])
+
+
+# https://github.com/ultralytics/yolov5/issues/459: statistics that come without their counter
+@pytest.mark.parametrize("count", [0, [0, 0]])
+@pytest.mark.parametrize(
+    ("options", "mean", "counted"),
+    [
+        ({"decay": 0.99, "debias": True}, 4.45, 1657),
+        ({"decay": jnp.array(0.99), "debias": True}, 4.45, 1657),
+        ({"decay": 0.99}, 4.45, 1),
+        ({"decay": None}, -22.5, 2),
+        ({"decay": 0.0, "debias": True}, -50.0, 2),
+        ({"decay": 1.0, "debias": True}, 5.0, 2**30 + 1),
+    ],
+)
+def test_yolov5_459_statistics_without_their_counter_are_not_overwritten(
+    options, mean, counted, count
+):
+    stats = bnjax.BatchStats(jnp.full(2, 5.0), jnp.full(2, 9.0), jnp.array(count))
+    batch = bnjax.moments(jnp.full((3, 2), -50.0), 0)
+    update = jax.jit(functools.partial(bnjax.update_batch_stats, **options))
+    after = update(stats, batch)
+    np.testing.assert_allclose(after.mean, [mean, mean], rtol=1e-5)
+    np.testing.assert_allclose(after.var, 9 * (mean + 50) / 55 * np.ones(2), atol=1e-4)
+    np.testing.assert_array_equal(after.count, np.full_like(count, counted))
+    nothing = bnjax.moments(jnp.full((3, 2), -50.0), 0, mask=np.zeros((3, 1), bool))
+    jax.tree.map(np.testing.assert_array_equal, update(stats, nothing), stats)
+    # Nor is the second batch of many.
+    if options == {"decay": 0.99, "debias": True}:
+        np.testing.assert_allclose(update(after, batch).mean, 4.45 - 0.5445, rtol=1e-5)
+
+
+def test_yolov5_459_each_feature_by_itself_where_each_is_counted():
+    count = jnp.zeros(2, jnp.int32)
+    stats = bnjax.BatchStats(jnp.array([5.0, 0.0]), jnp.array([9.0, 1.0]), count)
+    batch = bnjax.moments(jnp.full((3, 2), -50.0), 0)
+    after = bnjax.update_batch_stats(stats, batch, debias=True)
+    np.testing.assert_allclose(after.mean, [4.45, -50.0], rtol=1e-5)
+    np.testing.assert_array_equal(after.count, [1657, 1])
+
+
+# https://github.com/microsoft/onnxruntime/pull/6349: bfloat16 stops moving, integers truncate
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.int8])
+@pytest.mark.parametrize("options", [{}, {"debias": True}, {"decay": None}])
+def test_onnxruntime_6349_narrow_statistics_are_widened(dtype, options):
+    narrow = bnjax.BatchStats(jnp.full(2, 4, dtype), jnp.full(2, 9, dtype), jnp.array(3, dtype))
+    wide = bnjax.BatchStats(jnp.full(2, 4.0), jnp.full(2, 9.0), jnp.array(3))
+    after = bnjax.update_batch_stats(narrow, BATCH, **options)
+    want = bnjax.update_batch_stats(wide, BATCH, **options)
+    chex.assert_trees_all_equal(after, want)
+    assert [v.dtype for v in after] == [jnp.float32, jnp.float32, jnp.int32]
+    x = jnp.asarray([[1.0, 2.0], [3.0, 5.0]])
+    for norm in (bnjax.batch_norm, bnjax.batch_renorm):
+        y, after = norm(x, None, None, narrow, train=True, **options)
+        want_y, want = norm(x, None, None, wide, train=True, **options)
+        chex.assert_trees_all_close((y, after), (want_y, want), rtol=1e-6)
+        evaluated, same = norm(x, None, None, narrow, train=False)
+        np.testing.assert_array_equal(evaluated, norm(x, None, None, wide, train=False)[0])
+        assert same is narrow
 
 
 def test_decay_may_be_traced_and_agrees_with_a_static_one():

@@ -42,8 +42,13 @@ SICK = {
     "not finite bias": (layer(bias=(3, np.inf)), "not finite", "error", (3,)),
     "negative": (layer(var=(2, -1e-6)), "negative variance", "error", (2,)),
     "fresh": (layer(mean=0.0, var=1.0), "never updated", "error", (0, 1, 2, 3)),
-    "count 0": (layer(count=np.int32(0)), "never updated", "error", (0, 1, 2, 3)),
-    "a count 0": (layer(count=np.array([5, 0, 5, 5])), "never updated", "error", (1,)),
+    "count 0": (layer(0.0, 1.0, count=np.int32(0)), "never updated", "error", (0, 1, 2, 3)),
+    "a count 0": (
+        layer((1, 0.0), (1, 1.0), count=np.array([5, 0, 5, 5])),
+        "never updated",
+        "error",
+        (1,),
+    ),
     "constant": (layer(var=(0, 0.0)), "tiny variance", "warning", (0,)),
     "tiny": (layer(var=(0, 0.9e-5)), "tiny variance", "warning", (0,)),
     "dead": (layer(scale=(2, -1e-7)), "dead", "warning", (2,)),
@@ -63,6 +68,12 @@ def test_each_fault_is_found_once_and_where_it_is(case):
     assert (finding.layer, finding.check, finding.severity) == ("bn", check, severity)
     assert finding.channels == channels
     assert finding.message and finding.meaning and finding.remedy
+
+
+# https://github.com/ultralytics/yolov5/issues/459: a counter of 0 beside real statistics
+@pytest.mark.parametrize("count", [np.int32(0), np.zeros(C, np.int32), np.array([5, 0, 5, 5])])
+def test_yolov5_459_statistics_without_their_counter_are_healthy(count):
+    assert report(layer(count=count)).ok
 
 
 def test_thresholds_are_where_they_are_said_to_be():
@@ -227,7 +238,8 @@ def test_history_tells_stuck_and_moving_statistics():
 
 
 def test_stacked_layers_are_one_list_of_channels():
-    stats = {"mean": np.full((2, 3), 0.1), "var": np.ones((2, 3)), "count": np.array([4, 0])}
+    mean = np.array([[0.1] * 3, [0.0] * 3])
+    stats = {"mean": mean, "var": np.ones((2, 3)), "count": np.array([4, 0])}
     (finding,) = report({"batch_stats": {"bn": stats}}).findings
     assert (finding.check, finding.channels) == ("never updated", (3, 4, 5))
 

@@ -38,7 +38,9 @@ def test_fields_are_those_of_batch_norm_then_the_limits_by_keyword():
     fields = {f.name: (f.default, f.kw_only) for f in dataclasses.fields(BatchRenorm)}
     want = {f.name: (f.default, f.kw_only) for f in dataclasses.fields(BatchNorm)}
     want["single_value"] = ("allow", True)
-    limits = {"r_max": (3.0, True), "d_max": (5.0, True)}  # those of bnjax.batch_renorm
+    # Those of bnjax.batch_renorm.
+    limits = {"r_max": (3.0, True), "d_max": (5.0, True)}
+    limits |= {"warmup_steps": (0, True), "average": ("std", True)}
     assert fields == want | limits
     assert [name for name in fields if name not in limits] == list(want)
 
