@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bnjax.core._axes import at_least_float32, compute_dtype, real_dtype
-from bnjax.core._batch_stats import BatchStats, all_finite
+from bnjax.core._axes import compute_dtype, real_dtype
+from bnjax.core._batch_stats import BatchStats, all_finite, widened
 from bnjax.core._moments import Moments, merge
 
 
@@ -80,11 +80,7 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
             "collection of a linen model use bnjax.training.begin_update, for an nnx model "
             "bnjax.nnx.one_update."
         )
-    mean, var = (at_least_float32(jnp.asarray(v)) for v in batch_stats[:2])
-    count = batch_stats.count
-    if jnp.issubdtype(jnp.result_type(count), jnp.inexact):  # of a tree that was cast whole
-        count = at_least_float32(jnp.asarray(count))
-    before = BatchStats(mean, var, count)
+    before = widened(batch_stats)
     nothing = Moments(*(jnp.zeros_like(v) for v in (before.var, before.mean, before.var)))
     return PendingUpdate(before, nothing, before)
 

@@ -154,7 +154,11 @@ class BatchNorm(nn.Module):
                 pending.value = new
             after = new.after if isinstance(new, PendingUpdate) else new
             for name, variable in variables.items():
-                variable.value = getattr(after, name)
+                value = getattr(after, name)
+                # An open update counts each feature where the statistics came without a counter.
+                variable.value = (
+                    value if name != "count" or jnp.ndim(variable.value) else value.max()
+                )
         return y
 
     @nn.nowrap

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -295,3 +296,20 @@ def test_micro_batches_share_scalars_and_split_keys():
     close(metrics["noise"], np.mean(noise))
     with pytest.raises(ValueError, match=r"3 must be positive and divide the 2 .* jax.random.key"):
         train_step(state, {**batch, "key": np.zeros(2, np.uint32)}, loss_fn, micro_batches=3)
+
+
+# yolov5#459: statistics that come without a counter.
+def test_yolov5_459_micro_batches_of_statistics_without_a_counter():
+    class Debiased(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(1)(bnn.BatchNorm(not train, debias=True, momentum=0.9)(x))
+
+    variables = Debiased().init(jax.random.key(0), data()["x"], train=True)
+    del variables["batch_stats"]["BatchNorm_0"]["count"]
+    stats = jax.tree.map(lambda v: v + 5, variables["batch_stats"])
+    state = TrainState.create(params=variables["params"], batch_stats=stats, tx=optax.sgd(0.0))
+    whole, _ = STEP(state, data(), make_loss(Debiased()))
+    new, _ = STEP(state, data(), make_loss(Debiased()), micro_batches=2)
+    close(new.batch_stats, whole.batch_stats)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new.batch_stats, whole.batch_stats)
