@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bnjax.core._axes import Axes, canonical_axes, other_axes
 from bnjax.core._moments import Moments, merge, moments
@@ -50,7 +51,8 @@ def dataset_moments(batches: Iterable, *, axis: Axes = -1) -> Moments:
     step = jax.jit(lambda x: moments(x, other_axes(canonical_axes(axis, x.ndim, "axis"), x.ndim)))
     total = None
     for number, batch in enumerate(batches):
-        x = jnp.asarray(batch)
+        # A copy, for the reason told in `owned`; here lists and torch's tensors will do too.
+        x = jnp.asarray(batch if isinstance(batch, jax.Array) else np.array(batch))
         part = step(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32))
         if total is not None and part.mean.shape != total.mean.shape:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -267,7 +268,9 @@ def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any
     """Batch norms of a Flax model by path."""
     if isinstance(model, nnx.Module):
         return {name(path): m for path, m in nnx.iter_modules(model) if isinstance(m, NNX)}
-    if not isinstance(model, flax.linen.Module):
+    # What surgery makes of a linen module says how to see its layers as they are now.
+    in_force = getattr(model, "in_force", contextlib.nullcontext)
+    if not (isinstance(model, flax.linen.Module) or hasattr(model, "in_force")):
         raise TypeError(f"model must be an nnx or a linen Module, got {type(model).__name__}.")
     found = {}
 
@@ -276,7 +279,7 @@ def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any
             found[name(context.module.path)] = context.module
         return call(*args, **kwargs)
 
-    with flax.linen.intercept_methods(record):
+    with in_force(), flax.linen.intercept_methods(record):
         jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *args)
     return found
 

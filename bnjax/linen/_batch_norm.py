@@ -15,6 +15,7 @@ from bnjax._switches import AS_CALLED
 from bnjax.core import BatchStats, PendingUpdate, batch_norm
 from bnjax.core._axes import at_least_float32, canonical_axes, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
+from bnjax.linen._pending import check_not_hidden, pending_update
 
 field = dataclasses.field
 
@@ -119,10 +120,7 @@ class BatchNorm(nn.Module):
         scale = self._param("scale", self.use_scale, self.scale_init, shape)
         bias = self._param("bias", self.use_bias, self.bias_init, shape)
         variables, stats = self._batch_stats(shape)
-        # There only where the caller opened an update: see bnjax.training.begin_update.
-        pending = None
-        if self.has_variable("batch_moments", "pending"):
-            pending = self.variable("batch_moments", "pending")
+        pending = pending_update(self)
         state = stats if pending is None else pending.value
         initializing = self.is_initializing()
         # There only where bnjax.surgery.freeze has put them.
@@ -150,11 +148,17 @@ class BatchNorm(nn.Module):
             dtype=self.dtype or inexact_dtype(x, scale, bias),
         )
         if new is not state:
-            if pending is not None:
+            if pending is None:
+                check_not_hidden(self)
+            else:
                 pending.value = new
             after = new.after if isinstance(new, PendingUpdate) else new
             for name, variable in variables.items():
-                variable.value = getattr(after, name)
+                value = getattr(after, name)
+                # An open update counts each feature where the statistics came without a counter.
+                variable.value = (
+                    value if name != "count" or jnp.ndim(variable.value) else value.max()
+                )
         return y
 
     @nn.nowrap
