@@ -203,7 +203,8 @@ def widened(stats: BatchStats) -> BatchStats:
 def never_updated(stats: BatchStats) -> Any:
     """Whether ``stats`` are the initial values; of each feature, where each is counted."""
     initial = (stats.mean == 0) & (stats.var == 1)
-    return (stats.count == 0) & (jnp.all(initial) if jnp.ndim(stats.count) == 0 else initial)
+    # Methods: NumPy arrays, of statistics that are known, stay what they are under a trace.
+    return (stats.count == 0) & (initial.all() if jnp.ndim(stats.count) == 0 else initial)
 
 
 def _updates_before(stats: BatchStats, decay) -> jax.Array:
