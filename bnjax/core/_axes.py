@@ -82,7 +82,7 @@ def check_features(features: tuple[int, ...], shape: tuple[int, ...], kept, name
 
 def check_inexact(x: jax.Array, name: str = "x") -> None:
     """Raise ``TypeError`` unless ``x`` is floating or complex."""
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
+    if not jnp.issubdtype(x.dtype, jnp.inexact) or _unsigned(x.dtype):
         raise TypeError(
             f"{name} must be floating point or complex, got {x.dtype}. "
             f"Cast it first, for example {name}.astype(jnp.float32)."
@@ -94,8 +94,23 @@ def compute_dtype(*dtypes) -> jnp.dtype:
     with jax.numpy_dtype_promotion("standard"):
         widest = jnp.dtype(jnp.float32)
         for dtype in dtypes:
-            widest = jnp.promote_types(widest, dtype)
+            widest = widest if narrow(dtype) else jnp.promote_types(widest, dtype)
         return widest
+
+
+def narrow(dtype) -> bool:
+    """Whether ``dtype`` is a float below 16 bits or an integer below 8, which JAX promotes to none.
+
+    float32 holds the values of all of them.
+    """
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.finfo(dtype).bits < 16
+    return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8
+
+
+def _unsigned(dtype) -> bool:
+    """Whether ``dtype`` is floating, but has neither 0 nor negative numbers (float8_e8m0fnu)."""
+    return jnp.issubdtype(dtype, jnp.floating) and float(jnp.finfo(dtype).min) > 0
 
 
 def at_least_float32(v: jax.Array) -> jax.Array:
@@ -104,9 +119,17 @@ def at_least_float32(v: jax.Array) -> jax.Array:
 
 
 def inexact_dtype(*arrays) -> jnp.dtype:
-    """The dtype Flax gives an output: the promotion of ``arrays`` (or None), never integer."""
+    """The dtype Flax gives an output: the promotion of ``arrays`` (or None), never integer.
+
+    Beside others a narrow dtype is the weaker one, as half precision is; two of them are float32.
+    """
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*(a for a in arrays if a is not None))
+        dtypes = {jnp.dtype(a.dtype) for a in arrays if a is not None}
+        if len(dtypes) > 1:
+            dtypes = {d for d in dtypes if not narrow(d)} or {jnp.dtype(jnp.float32)}
+        dtype = jnp.result_type(*dtypes)
+        if narrow(dtype) and not jnp.issubdtype(dtype, jnp.floating):
+            return jnp.dtype(jnp.float32)
         inexact = jnp.issubdtype(dtype, jnp.inexact)
         return dtype if inexact else jnp.promote_types(jnp.float32, dtype)
 
@@ -117,6 +140,8 @@ def output_dtype(dtype, x) -> jnp.dtype:
     legal = jnp.complexfloating if jnp.iscomplexobj(x) else jnp.inexact
     if not jnp.issubdtype(dtype, legal):
         raise ValueError(f"dtype must be {legal.__name__} for x of {x.dtype}, got {dtype}.")
+    if _unsigned(dtype):
+        raise ValueError(f"dtype {dtype} has neither 0 nor negative numbers: y has both.")
     return dtype
 
 

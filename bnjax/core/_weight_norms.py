@@ -14,6 +14,7 @@ from bnjax.core._axes import (
     canonical_axes,
     check_inexact,
     compute_dtype,
+    narrow,
     other_axes,
     whole_number,
 )
@@ -94,7 +95,10 @@ def init_spectral_norm(key, shape, dtype=jnp.float32) -> SpectralState:
     Args:
       key: a key of ``jax.random``.
       shape: shape of the weights.
-      dtype: of the state.
+      dtype: of the state: floating, of 16 bits at least.
+
+    Raises:
+      ValueError: ``dtype`` is another.
 
     Example:
       >>> import jax, bnjax
@@ -103,6 +107,11 @@ def init_spectral_norm(key, shape, dtype=jnp.float32) -> SpectralState:
 
     Source: see :class:`SpectralState`.
     """
+    if not jnp.issubdtype(dtype, jnp.floating) or narrow(dtype):
+        raise ValueError(
+            f"dtype must be floating and of 16 bits at least, got {jnp.dtype(dtype)}: with fewer "
+            "the power iteration (param_dtype of the modules) stands still."
+        )
     return SpectralState(jax.random.normal(key, (1, shape[-1]), dtype), jnp.ones((), dtype))
 
 
