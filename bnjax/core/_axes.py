@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from bnjax.core._checks import as_array, as_dtype
+
 Axes = int | Sequence[int]
 
 
@@ -25,6 +27,8 @@ def canonical_axes(axes: Axes, ndim: int, name: str) -> tuple[int, ...]:
             given = (operator.index(axes),)  # type: ignore[arg-type]
         except TypeError:
             raise TypeError(f"{name} must be an int or a sequence of ints, got {axes!r}.") from None
+    if given and not ndim:
+        raise ValueError(f"x must have at least one axis for {name}={axes!r}, got a scalar.")
     for a in given:
         if not -ndim <= a < ndim:
             raise ValueError(
@@ -136,7 +140,7 @@ def inexact_dtype(*arrays) -> jnp.dtype:
 
 def output_dtype(dtype, x) -> jnp.dtype:
     """``dtype``, or that of ``x`` for None; or a clear error."""
-    dtype = jnp.dtype(x.dtype if dtype is None else dtype)
+    dtype = as_dtype(x.dtype if dtype is None else dtype)
     legal = jnp.complexfloating if jnp.iscomplexobj(x) else jnp.inexact
     if not jnp.issubdtype(dtype, legal):
         raise ValueError(f"dtype must be {legal.__name__} for x of {x.dtype}, got {dtype}.")
@@ -154,7 +158,7 @@ def check_mask(mask, x: jax.Array) -> jax.Array | None:
     """``mask`` as a boolean array of the rank of ``x``, or a clear error."""
     if mask is None:
         return None
-    mask = jnp.asarray(mask)
+    mask = as_array(mask, "mask")
     if mask.dtype != jnp.bool_:
         raise TypeError(
             f"mask must be boolean (True counts), got {mask.dtype}. Pass mask.astype(bool)."

@@ -10,6 +10,7 @@ import numpy as np
 from bnjax.core._axes import Axes
 from bnjax.core._batch_norm import SingleValue, Unseen, run
 from bnjax.core._batch_stats import BatchStats
+from bnjax.core._checks import is_real, known_value
 from bnjax.core._pending_update import PendingUpdate
 
 Limit = float | jax.Array | Callable[[jax.Array], jax.Array]
@@ -113,7 +114,9 @@ def batch_renorm(
 def _limit(limit, name, least, stats):
     """The value of a limit now; one that is known is checked."""
     value = limit(getattr(stats, "count", 0)) if callable(limit) else limit
-    known = isinstance(value, int | float | np.ndarray | np.number)
-    if known and not np.all(np.asarray(value) >= least):
+    if not is_real(value):
+        raise TypeError(f"{name} must be a real number or a schedule of them, got {limit!r}.")
+    known = known_value(value)
+    if known is not None and not np.all(known >= least):
         raise ValueError(f"{name} must be at least {least}, got {limit!r}.")
     return value

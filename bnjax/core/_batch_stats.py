@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax.core._axes import compute_dtype, real_dtype, whole_number
+from bnjax.core._checks import as_dtype, check_switch, check_type, is_real, known_value
 from bnjax.core._moments import Moments
+
+MAKE_ONE = (
+    "Make one with bnjax.init_batch_stats(num_features), or BatchStats(**d) of a restored dict."
+)
 
 
 class BatchStats(NamedTuple):
@@ -62,7 +67,7 @@ def init_batch_stats(num_features, dtype=jnp.float32) -> BatchStats:
     """
     shape = tuple(num_features) if isinstance(num_features, (tuple, list)) else (num_features,)
     shape = tuple(whole_number(n, "num_features", 0) for n in shape)
-    if compute_dtype(dtype) != jnp.dtype(dtype):
+    if compute_dtype(as_dtype(dtype)) != jnp.dtype(dtype):
         raise ValueError(
             f"dtype of running statistics must be float32, float64 or complex, got "
             f"{jnp.dtype(dtype)}: a running average in half precision stops moving."
@@ -115,7 +120,9 @@ def update_batch_stats(
       start from ``init_batch_stats(n, complex64)`` where dtypes must not change).
 
     Raises:
-      ValueError: ``decay`` lies outside [0, 1] or ``ddof`` is not 0 or 1.
+      TypeError: ``stats`` or ``moments`` is of another type, or a switch is no bool.
+      ValueError: ``decay`` lies outside [0, 1] (where its value is known), ``ddof`` is not 0 or 1,
+        or ``moments`` is of other features than ``stats``.
 
     Example:
       >>> import jax.numpy as jnp, bnjax
@@ -133,7 +140,12 @@ def update_batch_stats(
     """
     check_decay(decay)
     check_ddof(ddof)
+    check_type("stats", stats, BatchStats, MAKE_ONE)
     stats = jax.tree.map(jnp.asarray, stats)
+    check_type("moments", moments, Moments, "Take them with bnjax.moments(x, axes).")
+    check_same_features(stats, moments)
+    check_switch("debias", debias)
+    check_switch("skip_nonfinite", skip_nonfinite)
     valid = moments.count > ddof  # a Python bool where the count is known at trace time
     if skip_nonfinite:
         valid &= all_finite(moments)
@@ -202,11 +214,9 @@ def check_decay(decay) -> None:
     """Raise unless ``decay`` is None, a number in [0, 1], or a scalar array (perhaps traced)."""
     if decay is None:
         return
-    if isinstance(decay, numbers.Real):
-        legal = 0 <= float(decay) <= 1
-    else:
-        legal = isinstance(decay, (jax.Array, np.ndarray)) and decay.ndim == 0
-    if legal:
+    scalar = is_real(decay) and jnp.ndim(decay) == 0
+    value = known_value(decay) if scalar else None
+    if scalar and (value is None or 0 <= value <= 1):
         return
     raise ValueError(
         "decay (momentum in the Flax modules) must lie in [0, 1] or be None (average of all "
@@ -215,9 +225,25 @@ def check_decay(decay) -> None:
     )
 
 
+def check_same_features(stats: BatchStats, moments: Moments) -> None:
+    """Raise ``ValueError`` unless every field of both is of the same features."""
+    want = jnp.shape(stats.mean)
+    shapes = {
+        "stats.var": jnp.shape(stats.var),
+        "moments.mean": jnp.shape(moments.mean),
+        "moments.m2": jnp.shape(moments.m2),
+    }
+    for name, shape in shapes.items():
+        if shape != want:
+            raise ValueError(
+                f"{name} has shape {shape}, but stats.mean has {want}: they must be of the same "
+                "features."
+            )
+
+
 def check_ddof(ddof) -> None:
     """Raise ``ValueError`` unless ``ddof`` is 0 or 1."""
-    if ddof not in (0, 1):
+    if isinstance(ddof, bool) or ddof not in (0, 1):
         raise ValueError(
             f"ddof must be 0 (population variance) or 1 (sample variance), got {ddof!r}."
         )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.core._axes import Axes, canonical_axes, other_axes
+from bnjax.core._checks import as_array
 from bnjax.core._moments import Moments, merge, moments
 
 
@@ -47,10 +48,12 @@ def dataset_moments(batches: Iterable, *, axis: Axes = -1) -> Moments:
     Source: LeCun et al. (1998), *Efficient BackProp*, §4.3. Keras has ``Normalization.adapt``,
     scikit-learn ``StandardScaler.partial_fit``; PyTorch and Flax leave it to the user.
     """
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be an iterable of arrays, got {type(batches).__name__}.")
     step = jax.jit(lambda x: moments(x, other_axes(canonical_axes(axis, x.ndim, "axis"), x.ndim)))
     total = None
     for number, batch in enumerate(batches):
-        x = jnp.asarray(batch)
+        x = as_array(batch, "each of batches")
         part = step(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32))
         if total is not None and part.mean.shape != total.mean.shape:
             raise ValueError(

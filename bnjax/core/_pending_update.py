@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bnjax.core._batch_stats import BatchStats, all_finite
+from bnjax.core._batch_stats import MAKE_ONE, BatchStats, all_finite
+from bnjax.core._checks import check_type
 from bnjax.core._moments import Moments, merge
 
 
@@ -59,6 +60,9 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
     Returns:
       :class:`PendingUpdate` without any batch: its ``after`` is ``batch_stats``.
 
+    Raises:
+      TypeError: ``batch_stats`` is of another type.
+
     Example:
       >>> import bnjax
       >>> pending = bnjax.begin_update(bnjax.init_batch_stats(2))
@@ -67,6 +71,7 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
 
     Source: see :class:`PendingUpdate`.
     """
+    check_type("batch_stats", batch_stats, BatchStats, MAKE_ONE)
     mean, var = jnp.asarray(batch_stats.mean), jnp.asarray(batch_stats.var)
     each = jnp.zeros(jnp.shape(batch_stats.count), var.dtype)
     nothing = Moments(each, jnp.zeros_like(mean), jnp.zeros_like(var))
