@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax.core._axes import Axes, whole_number
-from bnjax.core._batch_norm import SingleValue, Unseen, check_choice, run
+from bnjax.core._batch_norm import SingleValue, Unseen, run
 from bnjax.core._batch_stats import BatchStats
+from bnjax.core._checks import check_choice, is_real, known_value
 from bnjax.core._pending_update import PendingUpdate
 
 Average = Literal["std", "var"]
@@ -138,7 +139,9 @@ def _warmed_up(limit, least, stats, warmup_steps: int):
 def _limit(limit, name, least, stats):
     """The value of a limit now; one that is known is checked."""
     value = limit(getattr(stats, "count", 0)) if callable(limit) else limit
-    known = isinstance(value, int | float | np.ndarray | np.number)
-    if known and not np.all(np.asarray(value) >= least):
+    if not is_real(value):
+        raise TypeError(f"{name} must be a real number or a schedule of them, got {limit!r}.")
+    known = known_value(value)
+    if known is not None and not np.all(known >= least):
         raise ValueError(f"{name} must be at least {least}, got {limit!r}.")
     return value

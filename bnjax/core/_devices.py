@@ -42,8 +42,12 @@ class Sync(NamedTuple):
 def canonical_axis_name(x, axis_name, axis_index_groups=None) -> Sync:
     """``axis_name`` (a name, several, or None) as a hashable :class:`Sync` for ``x``."""
     if axis_name is None:
+        if axis_index_groups is not None:
+            raise ValueError("axis_index_groups cut the indices of axis_name, which is None.")
         return Sync()
     names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    for name in names:
+        _check_bound(name)
     tracked = jax.typeof(x).manual_axis_type.varying  # by checked shard_map
     if axis_index_groups is not None:
         return Sync(names, _groups(axis_index_groups, names, tracked))
@@ -58,10 +62,27 @@ def canonical_axis_name(x, axis_name, axis_index_groups=None) -> Sync:
     return Sync(tuple(name for name in names if not idle(name)))
 
 
+def _check_bound(name) -> None:
+    """Raise unless ``name`` is a mapped axis here."""
+    try:
+        lax.axis_size(name)
+    except (NameError, TypeError):
+        raise NameError(
+            f"unbound axis name: {name}. axis_name must be mapped where the layer is called, by "
+            "jax.shard_map or jax.vmap(..., axis_name=...). Under jax.jit with sharded arrays it "
+            "stays None."
+        ) from None
+
+
 def _groups(groups, names, tracked) -> tuple:
     """``groups`` as tuples, where JAX can merge within them; or a clear error."""
     size = lax.axis_size(names)
-    groups = tuple(tuple(int(i) for i in group) for group in groups)
+    try:
+        groups = tuple(tuple(int(i) for i in group) for group in groups)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"axis_index_groups must be a list of lists of ints, got {groups!r}."
+        ) from None
     members = sorted(i for group in groups for i in group)
     if members != list(range(size)) or len({len(group) for group in groups}) != 1:
         raise ValueError(

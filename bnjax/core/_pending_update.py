@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bnjax.core._axes import compute_dtype, real_dtype
 from bnjax.core._batch_stats import BatchStats, all_finite, widened
+from bnjax.core._checks import check_type
 from bnjax.core._moments import Moments, merge
 
 
@@ -64,7 +65,7 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
       (Where batches are complex, ``batch_stats`` must be complex from the start for that.)
 
     Raises:
-      TypeError: ``batch_stats`` is something else.
+      TypeError: ``batch_stats`` is of another type.
 
     Example:
       >>> import bnjax
@@ -74,12 +75,11 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
 
     Source: see :class:`PendingUpdate`.
     """
-    if not isinstance(batch_stats, BatchStats):
-        raise TypeError(
-            f"batch_stats must be a bnjax.BatchStats, got {type(batch_stats).__name__}. For the "
-            "collection of a linen model use bnjax.training.begin_update, for an nnx model "
-            "bnjax.nnx.one_update."
-        )
+    remedy = (
+        "For the collection of a linen model use bnjax.training.begin_update, for an nnx model "
+        "bnjax.nnx.one_update."
+    )
+    check_type("batch_stats", batch_stats, BatchStats, remedy)
     before = widened(batch_stats)
     nothing = Moments(*(jnp.zeros_like(v) for v in (before.var, before.mean, before.var)))
     return PendingUpdate(before, nothing, before)

@@ -156,6 +156,12 @@ def virtual_batches(examples: int, virtual_batch_size: int) -> list[tuple[int, i
     A remainder is spread over the others, never left as a small batch of its own: 70 examples in
     virtual batches of 32 are two of 35.
     """
+    if not isinstance(examples, int):
+        raise ValueError(
+            f"virtual_batch_size={virtual_batch_size} cuts a number of examples that is known, but "
+            f"axis 0 of x has the symbolic size {examples}. Export with a fixed batch, or leave "
+            "virtual_batch_size=None."
+        )
     number = max(1, examples // virtual_batch_size)
     size, longer = divmod(examples, number)
     runs = [(0, longer, size + 1), (longer * (size + 1), number - longer, size)]

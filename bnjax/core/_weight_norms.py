@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,9 +16,11 @@ from bnjax.core._axes import (
     canonical_axes,
     check_inexact,
     compute_dtype,
+    narrow,
     other_axes,
     whole_number,
 )
+from bnjax.core._checks import as_array, as_dtype, check_switch, check_type
 from bnjax.core._normalize import check_epsilon, expand_params
 from bnjax.core._sharding import sharded_like
 from bnjax.core._standardize import Rule, standardize
@@ -55,7 +58,7 @@ def weight_norm(w, scale, *, axis: Axes | None = -1, epsilon: float = 1e-12) -> 
     Source: Salimans & Kingma (2016), eq. 2. PyTorch's ``weight_norm`` has no epsilon and keeps
     axis 0, where its output features are.
     """
-    w = jnp.asarray(w)
+    w = as_array(w, "w")
     check_inexact(w, "w")
     kept = () if axis is None else canonical_axes(axis, w.ndim, "axis")
     return _weight_norm(w, scale, kept, check_epsilon(epsilon))
@@ -110,7 +113,10 @@ def init_spectral_norm(key, shape, dtype=jnp.float32) -> SpectralState:
     Args:
       key: a key of ``jax.random``.
       shape: shape of the weights.
-      dtype: of the state.
+      dtype: of the state: floating, of 16 bits at least.
+
+    Raises:
+      TypeError, ValueError: ``shape`` is none, ``dtype`` is another.
 
     Example:
       >>> import jax, bnjax
@@ -119,7 +125,16 @@ def init_spectral_norm(key, shape, dtype=jnp.float32) -> SpectralState:
 
     Source: see :class:`SpectralState`.
     """
-    return SpectralState(jax.random.normal(key, (1, shape[-1]), dtype), jnp.ones((), dtype))
+    dtype = as_dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating) or narrow(dtype):
+        raise ValueError(
+            f"dtype must be floating and of 16 bits at least, got {jnp.dtype(dtype)}: with fewer "
+            "the power iteration (param_dtype of the modules) stands still."
+        )
+    if not isinstance(shape, Sequence) or not shape:
+        raise TypeError(f"shape must be that of the weights, such as (3, 4), got {shape!r}.")
+    features = whole_number(shape[-1], "shape[-1]", 0)
+    return SpectralState(jax.random.normal(key, (1, features), dtype), jnp.ones((), dtype))
 
 
 def spectral_norm(
@@ -165,13 +180,15 @@ def spectral_norm(
     the parameter with nnx (flax#5576), and is stuck for good once weights were zero; PyTorch
     iterates in training only.
     """
-    w = jnp.asarray(w)
+    w = as_array(w, "w")
     check_inexact(w, "w")
     if jnp.iscomplexobj(w):
         raise TypeError("w must be real: the spectral norm of complex weights is not supported.")
     n_steps = whole_number(n_steps, "n_steps", 1)
     if w.ndim < 2:
         raise ValueError(f"w must have rank 2 at least, got shape {w.shape}.")
+    check_type("state", state, SpectralState, "Make one with bnjax.init_spectral_norm.")
+    update = check_switch("update", update)
     if state.u.shape != (1, w.shape[-1]):
         raise ValueError(
             f"state.u has shape {state.u.shape}, but w of shape {w.shape} needs "
@@ -238,7 +255,7 @@ def weight_standardize(w, gain=None, *, axis: Axes = -1, epsilon: float = 1e-5) 
     Source: Qiao et al. (2019), eq. 4; Brock et al. (2021) for the gain. PyTorch and Flax have
     none; Haiku's ``hk.nets`` has the scaled form.
     """
-    w = jnp.asarray(w)
+    w = as_array(w, "w")
     check_inexact(w, "w")
     kept = canonical_axes(axis, w.ndim, "axis")
     rule = Rule(other_axes(kept, w.ndim), check_epsilon(epsilon), w.dtype)
@@ -247,5 +264,6 @@ def weight_standardize(w, gain=None, *, axis: Axes = -1, epsilon: float = 1e-5) 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _weight_standardize(w, gain, kept, rule):
-    gain, _ = expand_params(gain, None, w.shape, kept, compute_dtype(w.dtype))
+    dtype = compute_dtype(w.dtype)
+    gain, _ = expand_params(gain, None, w.shape, kept, dtype, ("gain", ""))
     return standardize(w, None, gain, None, None, rule)[0]

@@ -16,6 +16,7 @@ from jax.nn import initializers
 
 from bnjax.core import SpectralState, init_spectral_norm, spectral_norm, weight_norm
 from bnjax.core._axes import Axes, canonical_axes, inexact_dtype
+from bnjax.core._checks import check_switch, param_dtype_of
 
 
 class WeightNorm(nn.Module):
@@ -82,10 +83,10 @@ class WeightNorm(nn.Module):
         if self.variable_filter and not any(part in name for part in self.variable_filter):
             return w
         axes, scale = self.feature_axes, None
-        if self.use_scale:
+        if check_switch("use_scale", self.use_scale):
             kept = () if axes is None else canonical_axes(axes, w.ndim, "feature_axes")
-            shape = [w.shape[a] for a in kept]
-            scale = self.param(f"{name}/scale", self.scale_init, shape, self.param_dtype)
+            shape, dtype = [w.shape[a] for a in kept], param_dtype_of(self.param_dtype)
+            scale = self.param(f"{name}/scale", self.scale_init, shape, dtype)
         dtype = inexact_dtype(w, scale)
         w_hat = weight_norm(w.astype(dtype), scale, axis=axes, epsilon=self.epsilon)
         return w_hat.astype(self.dtype or dtype)
@@ -151,6 +152,8 @@ class SpectralNorm(nn.Module):
         Returns:
           What the layer returns.
         """
+
+        update_stats = check_switch("update_stats", update_stats)
 
         def normalized(name, w):
             return self._normalized(name, w, update_stats)

@@ -17,6 +17,7 @@ from jax.nn import initializers
 
 from bnjax.core import SpectralState, init_spectral_norm, spectral_norm, weight_norm
 from bnjax.core._axes import Axes, canonical_axes, inexact_dtype
+from bnjax.core._checks import check_switch, param_dtype_of
 
 KERNEL = nnx.PathContains("kernel")
 
@@ -82,7 +83,7 @@ class WeightNorm(nnx.Module):
     ):
         self.layer_instance = layer_instance
         self.feature_axes: Axes = () if feature_axes is None else feature_axes
-        self.use_scale = use_scale
+        self.use_scale = check_switch("use_scale", use_scale)
         self.scale_init = scale_init
         self.epsilon = epsilon
         self.dtype = dtype
@@ -92,7 +93,8 @@ class WeightNorm(nnx.Module):
 
         def scale(w):
             kept = canonical_axes(self.feature_axes, w.ndim, "feature_axes")
-            return nnx.Param(scale_init(rngs.params(), [w.shape[a] for a in kept], param_dtype))
+            shape = [w.shape[a] for a in kept]
+            return nnx.Param(scale_init(rngs.params(), shape, param_dtype_of(param_dtype)))
 
         weights = [(p, w) for p, w in _params(layer_instance) if self.variable_filter(p, w)]
         self.scales = nnx.data({path: scale(w) for path, w in weights} if use_scale else None)
@@ -206,6 +208,7 @@ class SpectralNorm(nnx.Module):
         """
         if update_stats is None:
             update_stats = not self.use_running_average
+        update_stats = check_switch("update_stats", update_stats)
 
         def normalized(path, param):
             return self._normalized(path, param, update_stats)
