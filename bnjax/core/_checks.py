@@ -77,18 +77,20 @@ def param_dtype_of(dtype: Any) -> jnp.dtype:
 
 
 def as_mask(mask) -> jax.Array | None:
-    """The mask of a module, where integers may stand for booleans as they do in Flax.
+    """The mask of a module, where numbers may stand for booleans as they do in Flax.
 
-    Floats are weights, which no mask holds; Flax takes all but 0 for True, without a word.
+    Other floats than 0 and 1 would be weights, which no mask holds.
     """
     if mask is None:
         return None
     mask = as_array(mask, "mask")
-    if not (mask.dtype == jnp.bool_ or jnp.issubdtype(mask.dtype, jnp.integer)):
-        raise TypeError(
-            f"mask must be boolean (True counts) or of integers, got {mask.dtype}: examples cannot "
-            "be weighted. Pass mask > 0, or mask.astype(bool)."
-        )
+    if jnp.issubdtype(mask.dtype, jnp.floating):
+        values = known_value(mask)
+        if values is not None and not np.all((values == 0) | (values == 1)):
+            raise ValueError(
+                "mask must be boolean (True counts), or numbers that are 0 or 1, got others: "
+                "examples cannot be weighted. Pass mask > 0."
+            )
     return mask.astype(bool)
 
 
