@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -108,7 +108,7 @@ def _print(found: Any, console: Any) -> None:
         console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     if sys.stdout is None:  # closed by whoever called
         return
-    with contextlib.suppress(AttributeError):  # of an output that is no file
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         print(capture.get(), end="", flush=True)

@@ -91,7 +91,11 @@ def choose(paths: Iterable[Path], pattern: str, argument: str = "layers") -> lis
 
 
 def regular(pattern: str, argument: str) -> re.Pattern[str]:
-    """The regular expression ``pattern``; ValueError if it is none."""
+    """The regular expression ``pattern``; ValueError or TypeError if it is none."""
+    if not isinstance(pattern, str):
+        raise TypeError(
+            f"{argument} must be a regular expression, a str, got {type(pattern).__name__}."
+        )
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
