@@ -136,10 +136,9 @@ def _loaded(tensor, folder: str) -> Any:
     """A copy of ``tensor`` with its values, which are in another file, and no more of that file."""
     onnx, size = optional("onnx"), math.prod(tensor.dims)
     check_size(size)
-    bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}.get(
-        tensor.data_type, 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    )
-    promised = -(-size * bits // 8)
+    narrow = tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    promised = (size + 1) // 2 if narrow else size * dtype.itemsize
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if int(entries.get("length", promised)) != promised:
         raise ValueError(f"{entries['length']} bytes of another file are not {promised:,}")
