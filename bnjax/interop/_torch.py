@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from bnjax.interop._names import Choice, Rename
 from bnjax.interop._optional import optional
 from bnjax.interop._safetensors import is_safetensors, read_safetensors
 from bnjax.interop._torch_names import names_of
+
+_READS = 2  # instructions of a pickle, at least, that make an entry of a tree
 
 
 def from_torch(
@@ -199,7 +202,7 @@ def load_torch(path: str | Path, *, max_bytes: int | None = None) -> dict[str, A
         if torch is None:
             return {name: leaf for (name,), leaf in read_safetensors(path, max_bytes).items()}
         _check_archive(path, limit)
-        with path.open("rb") as file:  # of a path torch goes by the suffix
+        with _Counted(path, limit) as file:  # of a path torch goes by the suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except (ImportError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
@@ -212,6 +215,20 @@ def load_torch(path: str | Path, *, max_bytes: int | None = None) -> dict[str, A
         ) from error
 
 
+class _Counted(io.BufferedReader):
+    """A file that refuses to be read in too many pieces: a pickle is read instruction by
+    instruction, and each of one byte can be a list."""
+
+    def __init__(self, path: Path, limit: Limit):
+        super().__init__(io.FileIO(path))
+        self._limit, self._reads = limit, 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        self._limit.check_nodes(self._reads // _READS)
+        return super().read(size)
+
+
 def _check_archive(path: Path, limit: Limit) -> None:
     """Raise if what is packed in a file of torch comes to more than may be read."""
     if not zipfile.is_zipfile(path):
@@ -221,7 +238,7 @@ def _check_archive(path: Path, limit: Limit) -> None:
         members = file.infolist()
     for member in members:
         if member.filename.endswith(".pkl"):
-            limit.check_text(member.filename, member.file_size)
+            limit.check_nodes(member.file_size // _READS)
     limit.check_arrays(len(members), sum(member.file_size for member in members))
 
 

@@ -302,6 +302,10 @@ HOSTILE = {
     "torch of zeros": torch_of_zeros,
     "torch of shared lists": shared_pickle,
     "torch of one number": of_one_number,
+    "torch of empty lists": lambda p: write_zip(
+        p, {"model/data.pkl": b"\x80\x02" + b"]" * 2**24 + b".", "model/version": b"3"}
+    ),
+    "pickle of empty lists": content(lambda: b"\x80\x02" + b"]" * 2**24 + b"."),
     "pickle that is cut": content(lambda: pickle.dumps(collections.Counter("abc"))[:-3]),
     # Of legal kinds, with trees that no model has.
     "keys in one another": save({"a": ONE, "a/b": ONE}),

@@ -128,3 +128,25 @@ def test_limits_say_what_came_and_what_is_legal():
     limit.check_arrays(1, 2**20 - 2**14)
     with pytest.raises(ValueError, match=r"2 array\(s\) of 1,032,192 bytes in all are more than"):
         limit.check_arrays(2, 2**20 - 2**14)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_load_torch_has_one_error_for_all_damage(kind, tmp_path):
+    rng, path, refused = np.random.default_rng(0), tmp_path / "model", 0
+    arrays = {"bn.running_mean": np.zeros(3, np.float32), "bn.weight": np.ones(3, np.float32)}
+    if kind == "safetensors":
+        safetensors.numpy.save_file(arrays, path)
+    else:
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged[: rng.integers(1, len(whole)) if rng.random() < 0.3 else None])
+        try:
+            load_torch(path)
+        except ValueError:
+            refused += 1
+    assert refused > 25
