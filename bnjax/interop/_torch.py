@@ -225,7 +225,8 @@ class _Counted(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads += 1
-        self._limit.check_nodes(self._reads // _READS)
+        if not self._reads % 2**16:  # to ask every time would take longer than to read
+            self._limit.check_nodes(self._reads // _READS)
         return super().read(size)
 
 
