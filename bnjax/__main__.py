@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-EXIT_ERRORS, EXIT_UNREADABLE = 1, 2
+EXIT_ERRORS, EXIT_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if healthy, 1 if evaluation would be wrong, 2 if nothing was read."""
+    """Run the command line.
+
+    Returns:
+      0 if the checkpoint is healthy, 1 if evaluation would be wrong, 2 if nothing was found out,
+      for whatever reason, 130 if it was interrupted.
+    """
     parser = _parser()
-    options = parser.parse_args(argv)
-    if options.command is None:
-        parser.print_help()
-        return 0
     try:
+        options = parser.parse_args(argv)
+        if options.command is None:
+            parser.print_help()
+            return 0
         return _inspect(options)
+    except KeyboardInterrupt:
+        print("bnjax: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (ValueError, ImportError, OSError) as error:
-        print("bnjax:", *str(error).split(), file=sys.stderr)  # one line
-        return EXIT_UNREADABLE
+        return _refuse(str(error))
+    except Exception as error:  # 1 would say something about the checkpoint
+        return _refuse(f"unexpected {type(error).__name__}: {error}")
+
+
+def _refuse(message: str) -> int:
+    from bnjax._printable import printable
+
+    print("bnjax:", printable(" ".join(message.split())), file=sys.stderr)  # one line
+    return EXIT_UNREADABLE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         "inspect",
         help="report on the batch norm statistics in a checkpoint",
         description="Report on the batch norm statistics in a checkpoint. The exit code is 0 "
-        "without errors (there may be warnings), 1 if evaluation would be wrong, 2 if the "
-        "checkpoint cannot be read. No code in a checkpoint is ever run.",
+        "without errors (there may be warnings), 1 if evaluation would be wrong, 2 if that cannot "
+        "be told, as of a damaged file. No code in a checkpoint is ever run.",
     )
     inspect.add_argument(
         "checkpoint",
@@ -42,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument(
         "--ignore", metavar="REGEX", help="leave out the arrays in whose path it is found"
+    )
+    inspect.add_argument(
+        "--max-bytes",
+        type=int,
+        metavar="BYTES",
+        help="how much may be read of a checkpoint that promises more than four times what it "
+        "takes up on the disk, and than 256 MiB",
     )
     inspect.add_argument("--epsilon", type=float, default=1e-5, help="of the layers (%(default)g)")
     inspect.add_argument(
@@ -63,7 +88,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
     quiet_orbax()
     try:
-        variables = load_statistics(options.checkpoint, ignore=options.ignore)
+        variables = load_statistics(
+            options.checkpoint, ignore=options.ignore, max_bytes=options.max_bytes
+        )
         found = report(variables, decay=options.decay, steps=options.steps, epsilon=options.epsilon)
     except ValueError as error:
         name = str(options.checkpoint)
@@ -75,8 +102,18 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _print(found: Any, console: Any) -> None:
-    console.print(found.table())
-    console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    """Prints the report, in whatever letters the output has, as far as somebody reads it."""
+    with console.capture() as capture:  # by itself rich ends the program where nobody reads
+        console.print(found.table())
+        console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    if sys.stdout is None:  # closed by whoever called
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        print(capture.get(), end="", flush=True)
+    except BrokenPipeError:  # as of `| head`; what is still to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -69,14 +69,18 @@ def name(path: Iterable[Any]) -> str:
 
 def norms(flat: Flat) -> list[Path]:
     """Paths, without collection, of all layers with running statistics, in the tree's order."""
-    stats = [path[1:] for path in flat if path[0] == "batch_stats"]
-    return [path[:-1] for path in stats if path[-1] == "mean" and (*path[:-1], "var") in stats]
+    stats = (path[1:] for path in flat if path[0] == "batch_stats")
+    return [
+        path[:-1]
+        for path in stats
+        if path[-1:] == ("mean",) and ("batch_stats", *path[:-1], "var") in flat
+    ]
 
 
 def choose(paths: Iterable[Path], pattern: str, argument: str = "layers") -> list[Path]:
     """The paths in which the regular expression ``pattern`` is found; an error if there is none."""
-    paths = list(paths)
-    chosen = [path for path in paths if re.search(pattern, name(path))]
+    paths, expression = list(paths), regular(pattern, argument)
+    chosen = [path for path in paths if expression.search(name(path))]
     if not chosen:
         known = ", ".join(name(path) or "(the model itself)" for path in paths) or "none"
         raise ValueError(
@@ -84,6 +88,18 @@ def choose(paths: Iterable[Path], pattern: str, argument: str = "layers") -> lis
             f"anywhere in a path; the layers are {known}."
         )
     return chosen
+
+
+def regular(pattern: str, argument: str) -> re.Pattern[str]:
+    """The regular expression ``pattern``; ValueError or TypeError if it is none."""
+    if not isinstance(pattern, str):
+        raise TypeError(
+            f"{argument} must be a regular expression, a str, got {type(pattern).__name__}."
+        )
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{argument}={pattern!r} is no regular expression: {error}.") from None
 
 
 def _entries(variables: Mapping[str, Any]) -> Flat:

@@ -1,7 +1,9 @@
 """Runs one experiment from its settings to its figure."""
 
 import dataclasses
+import io
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +51,8 @@ def _run(experiment: Experiment, options: Run, out: Path, console: Console) -> N
     with results.staged(out, config, options.overwrite) as stage:
         _measure(experiment, settings, data, stage, console)
         seconds = time.monotonic() - started
-        claims = _write_summary(experiment, settings, stage, seconds)
+        claims = _judge(experiment, settings, stage)
+        _write_summary(experiment, claims, stage, seconds)
         console.print("drawing the figure ...")
         _draw(experiment, settings, stage, stage / figure_name(experiment))
     _print_claims(claims, console)
@@ -63,16 +66,24 @@ def figure_name(experiment: Experiment) -> str:
 
 def redraw(folder: Path) -> None:
     """Judges a finished run and draws its figure again, from the logged numbers."""
-    config = results.read_json(folder / results.CONFIG)
+    from experiments.common import contents
+
+    experiment, config = contents.read_config(folder)
+    if experiment is None:
+        raise UserError(f"{folder / results.CONFIG}: not the settings of an experiment")
+    settings = contents.settings_of(folder / results.CONFIG, experiment, config)
+    seconds = contents.read_seconds(folder)
+    path, metrics = folder / figure_name(experiment), folder / results.METRICS
+    contents.check_file(metrics)
+    picture = io.BytesIO()  # nothing is replaced until all is there
+    with contents.from_records(metrics), warnings.catch_warnings(action="ignore"):
+        _draw(experiment, settings, folder, picture)
+        claims = _judge(experiment, settings, folder)
     try:
-        experiment = registry.find(config["experiment"])
-        settings = type(_presets(experiment)[config["preset"]])(**config["settings"])
-    except (KeyError, TypeError):
-        raise UserError(f"{folder / results.CONFIG}: not the settings of a result") from None
-    path = folder / figure_name(experiment)
-    seconds = results.read_json(folder / results.SUMMARY)["seconds"]
-    claims = _write_summary(experiment, settings, folder, seconds)
-    _draw(experiment, settings, folder, path)
+        path.write_bytes(picture.getvalue())
+        _write_summary(experiment, claims, folder, seconds)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there ({error.strerror})") from None
     console = make_console()
     _print_claims(claims, console)
     console.print(f"drawn: {path}", markup=False)
@@ -150,13 +161,17 @@ def _config(
     return content | results.environment()
 
 
-def _write_summary(
-    experiment: Experiment, settings: Settings, stage: Path, seconds: float
-) -> "list[Claim]":
-    from experiments.common.records import read_records, without_nan
+def _judge(experiment: Experiment, settings: Settings, folder: Path) -> "list[Claim]":
+    from experiments.common.records import read_records
 
-    records = read_records(stage / results.METRICS)
-    claims = experiment.module.judge(records, settings)
+    return experiment.module.judge(read_records(folder / results.METRICS), settings)
+
+
+def _write_summary(
+    experiment: Experiment, claims: "list[Claim]", stage: Path, seconds: float
+) -> None:
+    from experiments.common.records import without_nan
+
     content = {
         "experiment": experiment.name,
         "claim": experiment.claim,
@@ -165,10 +180,11 @@ def _write_summary(
         "seconds": round(seconds, 1),
     }
     results.write_json(stage / results.SUMMARY, content)
-    return claims
 
 
-def _draw(experiment: Experiment, settings: Settings, folder: Path, path: Path) -> None:
+def _draw(
+    experiment: Experiment, settings: Settings, folder: Path, path: Path | io.BytesIO
+) -> None:
     from experiments.common import plots
     from experiments.common.records import read_records
 

@@ -174,6 +174,73 @@ def test_illegal_options_are_one_line(checkpoint, capsys):
     assert code == 2 and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("options", [("--epsilon", "nan"), ("--ignore", "("), ("--steps", "-1")])
+def test_options_without_a_meaning_are_named(options, checkpoint, capsys):
+    code, out, err = run(capsys, checkpoint, *options)
+    assert code == 2 and not out and options[0][2:] in err and "unexpected" not in err
+
+
+def test_how_much_is_read_can_be_said(checkpoint, capsys):
+    assert run(capsys, checkpoint, "--max-bytes", "1000000")[0] == 0
+    code, _, err = run(capsys, checkpoint, "--max-bytes", "100")
+    assert code == 2 and "--max-bytes" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [TypeError("a\n\x1b[2Jb"), MemoryError(), RecursionError("c")])
+def test_what_nobody_expected_is_2_and_one_line(error, checkpoint, capsys, monkeypatch):
+    """1 would say that evaluation is wrong."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("bnjax.diagnostics.report", fail)
+    code, out, err = run(capsys, checkpoint)
+    assert code == 2 and not out and err[:-1].isprintable()
+    assert err.startswith(f"bnjax: unexpected {type(error).__name__}:")
+
+
+def test_an_interrupt_is_130_and_one_line(checkpoint, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnjax.diagnostics.report", interrupt)
+    assert run(capsys, checkpoint) == (130, "", "bnjax: interrupted\n")
+
+
+def shell(command, path, **env):
+    """What bash makes of a line in which INSPECT inspects ``path``: exit code, output, errors."""
+    inspect = f"{sys.executable} -m bnjax inspect {path}"
+    line = ["bash", "-c", command.replace("INSPECT", inspect)]
+    done = subprocess.run(line, capture_output=True, check=False, env=os.environ | env)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("reader", ["head -1", "true"])
+def test_a_reader_that_has_enough_is_no_error(reader, checkpoint):
+    """The exit code says what it always says, and nothing is printed about the pipe."""
+    for mean, right in ((0.5, b"0\n"), (np.nan, b"1\n")):
+        save_safetensors(variables(mean), checkpoint)
+        command = f"INSPECT 2>&1 > >({reader} > /dev/null); echo $?"
+        assert shell(command, checkpoint) == (0, right, b"")
+
+
+def test_an_output_of_few_letters_or_none_is_no_error(checkpoint):
+    code, out, err = shell("INSPECT", checkpoint, PYTHONIOENCODING="ascii")
+    assert code == 0 and b"no findings" in out and b"\\u03c3" in out and not err
+    assert shell("INSPECT >&-", checkpoint) == (0, b"", b"")
+
+
+def test_names_of_layers_are_shown_as_they_are_and_command_nothing(tmp_path, capsys):
+    path = tmp_path / "a.npz"
+    name, rich = "\x1b[31m\u202e", "[bold]$x_{"
+    stats = {"running_mean": np.full(3, np.nan), "running_var": np.ones(3)}
+    np.savez(path, **{f"{n}/{leaf}": x for n in (name, rich) for leaf, x in stats.items()})
+    code, out, err = run(capsys, path, "--figure", tmp_path / "a.png")
+    assert code == 1 and not err
+    assert out.replace("\n", "").isprintable() and out.count(r"\x1b[31m\u202e") == 2
+    assert out.count(rich) == 2 and (tmp_path / "a.png").exists()
+
+
 def test_a_missing_library_is_one_line(checkpoint, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.table", None)
     code, _, err = run(capsys, checkpoint)

@@ -130,14 +130,15 @@ def _compared(report: Report) -> list[Panel]:
 
 def _draw_panel(ax: Any, panel: Panel, report: Report) -> None:
     ax.set(title=panel.title, xscale=panel.scale)
+    findings = report.of_layers()
     for row, layer in enumerate(report.layers):
         values = panel.values(layer)
         if values is None:
             continue
         values = np.clip(values, *panel.view)
         _draw_row(ax, row, values[np.isfinite(values)])
-        for finding in report.findings:
-            if finding.layer == layer.name and finding.check in panel.checks:
+        for finding in findings[layer.name]:
+            if finding.check in panel.checks:
                 marked = values[list(finding.channels)]
                 style = MARKS[finding.severity]
                 ax.plot(marked, np.full(marked.shape, row), style, color=ORANGE, **MARK)
@@ -170,10 +171,11 @@ def _draw_row(ax: Any, row: int, values: np.ndarray) -> None:
 
 def _name_rows(left: Any, right: Any, report: Report) -> None:
     """Names of layers on the left, and of their findings on the right."""
-    left.set_yticks(range(len(report.layers)), [shown(layer.name) for layer in report.layers])
+    names, findings = [shown(layer.name) for layer in report.layers], report.of_layers()
+    left.set_yticks(range(len(names)), names, parse_math=False)  # "$" is a letter as any other
     left.set_ylim(len(report.layers) - 0.4, -0.6)
     for row, layer in enumerate(report.layers):
-        found = [f for f in report.findings if f.layer == layer.name]
+        found = findings[layer.name]
         text = ", ".join(f"{f.check} ({len(f.channels)})" for f in found[:NAMED])
         text += f" + {len(found) - NAMED}" if len(found) > NAMED else ""
         weight = "bold" if any(f.severity == "error" for f in found) else "normal"

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from bnjax import _variables
+from bnjax._printable import printable
 from bnjax._variables import Flat, Path
 from bnjax.core import BatchStats, Moments, PendingUpdate
 
@@ -88,9 +89,10 @@ def read_layers(variables: Any, history: Any, data: Any) -> list[LayerStatistics
     flat, _ = _variables.flatten(variables)
     paths = sorted(_variables.norms(flat), key=_natural)
     if not paths:
+        collections = printable(", ".join(sorted({str(p[0]) for p in flat})))
         raise ValueError(
             "variables hold no running statistics: no layer with mean and var in batch_stats. "
-            f"The collections are {', '.join(sorted({str(p[0]) for p in flat})) or 'none'}."
+            f"The collections are {collections or 'none'}."
         )
     names = {_variables.name(path) for path in paths}
     seen = _batches(data if data is not None else _pending(flat), names)
@@ -99,8 +101,8 @@ def read_layers(variables: Any, history: Any, data: Any) -> list[LayerStatistics
 
 
 def shown(name: str) -> str:
-    """A layer's name; that of a model which is one layer is empty."""
-    return name or "(the model itself)"
+    """A layer's name as it is printed; that of a model which is one layer is empty."""
+    return printable(name, 200) or "(the model itself)"
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

@@ -46,6 +46,13 @@ class Report(NamedTuple):
         """The findings that make evaluation wrong."""
         return tuple(f for f in self.findings if f.severity == "error")
 
+    def of_layers(self) -> dict[str, list[Finding]]:
+        """The findings of each layer, by its name."""
+        found: dict[str, list[Finding]] = {layer.name: [] for layer in self.layers}
+        for finding in self.findings:
+            found[finding.layer].append(finding)
+        return found
+
     def table(self) -> Any:
         """One row a layer, as a ``rich.table.Table`` to print on a console.
 

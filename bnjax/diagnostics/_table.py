@@ -27,8 +27,9 @@ def make_table(report: Report) -> Any:
     for title in ("chan-\nnels", "most\n|mean|/σ", "least\nσ", "least\n|scale|"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("\nfindings", overflow="fold", min_width=22)
+    findings = report.of_layers()
     for layer in report.layers:
-        found = [f for f in report.findings if f.layer == layer.name]
+        found = findings[layer.name]
         names = [text(f"{f.check} ({len(f.channels)})", style=COLORS[f.severity]) for f in found]
         table.add_row(
             text(shown(layer.name)),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from flax import traverse_util
 
-from bnjax._variables import name
+from bnjax._variables import name, regular
 
 Path = tuple[str, ...]
 
@@ -30,6 +30,7 @@ Flat = dict[Path, Leaf]
 
 COLLECTIONS = ("params", "batch_stats")
 OPTIMIZER = "opt_state"
+MOST_DEPTH, MOST_LETTERS = 128, 2**14  # of a path
 # Whole numbers that only a training state has beside the variables.
 STEPS = ("step", "epoch")
 # Leaf of a layer with running statistics: where linen has it. The second table is nnx's.
@@ -56,6 +57,8 @@ def to_variables(leaves: Mapping[Path, Any], ignore: str | None = None) -> dict[
       ValueError: arrays that would be lost, two that would be one, or ``ignore`` matches none.
     """
     named = {path: Leaf(name(path), array) for path, array in leaves.items()}
+    if (letters := max(len(leaf.name) for leaf in named.values())) > MOST_LETTERS:
+        raise ValueError(f"a name has {letters:,} letters, at most {MOST_LETTERS:,} are read")
     split = _splitter(named)
     flat = _moved(_without_ignored(named, split, ignore), split)
     torch = bool(_layers(flat, TORCH))
@@ -77,14 +80,24 @@ def _splitter(leaves: Flat) -> Callable[[Path], Path]:
     """What splits flat names, also those of a ``state_dict`` that is part of a tree."""
     trees = any(len(path) > 1 for path in leaves)
     if trees and not any(path[-1].endswith(".running_var") for path in leaves):
-        return lambda path: path
-    return lambda path: sum(map(split_name, path), ())
+        return _checked
+    return lambda path: _checked(sum(map(split_name, path), ()))
+
+
+def _checked(path: Path) -> Path:
+    """``path``; an error if no model would have it, and all that walks it would take for ever."""
+    if len(path) > MOST_DEPTH:
+        raise ValueError(
+            f"{name(path[:3])}/... is {len(path):,} levels deep, {MOST_DEPTH} are read"
+        )
+    return path
 
 
 def _without_ignored(leaves: Flat, split: Callable[[Path], Path], ignore: str | None) -> Flat:
     if ignore is None:
         return leaves
-    left = {path: x for path, x in leaves.items() if not re.search(ignore, name(split(path)))}
+    expression = regular(ignore, "ignore")
+    left = {path: x for path, x in leaves.items() if not expression.search(name(split(path)))}
     if len(left) in (0, len(leaves)):
         found = "in no name" if left else "in every name"
         raise ValueError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnjax._printable import printable
 from bnjax._variables import choose
+from bnjax.interop._limits import check_regular
 from bnjax.interop._onnx import OnnxNorm
 from bnjax.interop._onnx_node import read
 from bnjax.interop._onnx_values import Scope
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 
 # Fused ones of other domains too (SkipLayerNormalization): seen, then refused, never passed over.
 _NORM = re.compile("(Batch|Instance|Layer|Group|RMS|MeanVariance)Norm")
+# Bytes by which local functions may make a model larger, and what a node counts for beside its own.
+_MOST_ADDED, _PER_NODE = 2**27, 2**7
 
 
 def from_onnx(
@@ -39,7 +45,8 @@ def from_onnx(
         (the value in the file counts) among them, or constants; and what nodes make of these:
         Cast, Reshape, Transpose, Squeeze and the like, Concat, Split, Slice, Expand,
         ConstantOfShape, DequantizeLinear, and arithmetic.
-      nodes: regular expression, to be found anywhere in a name; all norms by default.
+      nodes: regular expression, to be found anywhere in a name; all norms by default. Python's
+        ``re`` runs it: one like ``(a+)+$`` takes for ever on some names.
 
     Returns:
       :class:`bnjax.interop.OnnxNorm` by name, or by output where the node has none, in the order
@@ -53,9 +60,11 @@ def from_onnx(
       TypeError: ``model`` is neither a model nor a file; a graph alone does not say its opset.
       ValueError: all nodes that cannot be read, each with its reasons: kinds, versions, inputs or
         attributes that are not known; arrays that are computed, external, missing or of a wrong
-        shape; training before opset 14; ``spatial=0``; or ``nodes`` matches none; or the file is
-        no model.
-      OSError: there is no such file.
+        shape; training before opset 14; ``spatial=0``; an epsilon or momentum that is NaN or out
+        of range. Or ``nodes`` matches none, or is no regular expression; or the file is no model,
+        damaged, or a pipe, a socket or a device; or local functions call themselves, or each other
+        until the model is as large as no model is.
+      OSError: there is no such file, or it cannot be opened.
 
     Example:
       >>> import numpy as np
@@ -71,11 +80,11 @@ def from_onnx(
     statistics, has no counterpart: here they are float32 at least, and float64 for float64.
     PyTorch's ``momentum`` is ``1 - decay``; Flax has channels on the last axis.
     """
-    proto = _model(model)
+    proto, folder = _model(model)
     opset = _opset(proto)
     found = [
         (node.name or next(iter(node.output), ""), node, scope)
-        for node, scope in _walk(proto.graph, Scope({}, {}, {}, {}))
+        for node, scope in _walk(proto.graph, Scope({}, {}, {}, {}, folder, [0]))
         if _NORM.search(node.op_type)
     ]
     if nodes is not None:
@@ -88,7 +97,7 @@ def from_onnx(
                 raise ValueError("another node has this name. Give each its own")
             norms[name] = read(name, node, opset, scope)
         except ValueError as error:
-            problems.append(f"{name} ({node.op_type}): {error}")
+            problems.append(printable(f"{name} ({node.op_type}): {error}"))
     if problems:
         raise ValueError(
             f"{len(problems)} of {len(found)} normalisation nodes cannot be read; leave them out "
@@ -97,19 +106,59 @@ def from_onnx(
     return norms
 
 
-def _model(model) -> Any:
-    onnx = optional("onnx")
+def _model(model) -> tuple[Any, str | None]:
+    """The model without local functions, and the folder of its file."""
+    onnx, folder = optional("onnx"), None
     if isinstance(model, (str, os.PathLike)):
-        model = _understood(f"{os.fspath(model)}: no model of ONNX", onnx.load, model)
+        path = Path(model)
+        check_regular(path)
+        folder = str(path.parent)
+        # Arrays in other files are read one by one, where a norm has them.
+        load = functools.partial(onnx.load, load_external_data=False)
+        model = _understood(f"{path}: no model of ONNX", load, path)
     if not isinstance(model, onnx.ModelProto):
         raise TypeError(
             f"model must be an onnx.ModelProto or the path of one, got {type(model).__name__}. A "
             "graph does not say its opset: wrap it with onnx.helper.make_model."
         )
     if model.functions:
-        inline = optional("onnx.inliner").inline_local_functions
-        model = _understood("model has local functions that cannot be inlined", inline, model)
-    return model
+        model = _understood("model has local functions that cannot be inlined", _inlined, model)
+    return model, folder
+
+
+def _inlined(model) -> Any:
+    functions: dict[tuple[str, str], list[Any]] = {}
+    for function in model.functions:  # overloads all count
+        functions.setdefault((function.domain, function.name), []).extend(function.node)
+    size = _added(model.graph.node, functions, {}, ())
+    if size > _MOST_ADDED:
+        raise ValueError(f"they would come to {size:,} bytes, at most {_MOST_ADDED:,} are made")
+    return optional("onnx.inliner").inline_local_functions(model)
+
+
+def _added(nodes, functions, known: dict[tuple[str, str], int], above: tuple) -> int:
+    """Bytes that ``nodes`` grow by when local functions take the place of their calls.
+
+    Functions of two calls each, forty deep, come to 2**40 nodes.
+    """
+    size = 0
+    for node in nodes:
+        key = (node.domain, node.op_type)
+        if key in above:
+            raise ValueError(f"{'.'.join(key)} calls itself")
+        if key in functions and key not in known:
+            inside = functions[key]
+            known[key] = sum(_PER_NODE + n.ByteSize() for n in inside)
+            known[key] += _added(inside, functions, known, (*above, key))
+        size += known.get(key, 0)
+        for graph in _subgraphs(node):
+            size += _added(graph.node, functions, known, above)
+    return size
+
+
+def _subgraphs(node) -> Iterator[Any]:
+    for attribute in node.attribute:
+        yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
 def _understood(fault: str, function: Callable[[Any], Any], argument: Any) -> Any:
@@ -137,9 +186,8 @@ def _walk(graph, outer: Scope) -> Iterator[tuple[Any, Scope]]:
         if not all(isinstance(text, str) for text in texts):  # protobuf then has bytes
             raise ValueError(f"model is damaged: of the names {texts} one is no text.")
         yield node, scope
-        for attribute in node.attribute:
-            for subgraph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _walk(subgraph, scope)
+        for subgraph in _subgraphs(node):
+            yield from _walk(subgraph, scope)
 
 
 def _scope(graph, outer: Scope) -> Scope:
@@ -153,4 +201,4 @@ def _scope(graph, outer: Scope) -> Scope:
             shapes[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else None for d in dims
             )
-    return Scope(tensors, makers, shapes, {})
+    return outer._replace(tensors=tensors, makers=makers, shapes=shapes, known={})

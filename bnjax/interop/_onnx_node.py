@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnjax.core._batch_stats import check_decay
+from bnjax.core._normalize import check_epsilon
 from bnjax.interop._onnx import KINDS, LEAVES, OnnxNorm, schema_of
 from bnjax.interop._onnx_values import Scope, Shape, array_of, check_size, is_real
 from bnjax.interop._optional import optional
@@ -58,10 +60,12 @@ def _batch_norm(node: _Node):
     if not node.attributes.get("spatial", 1):
         raise ValueError("spatial=0, a mean for each position, is not batch norm over axis 1")
     _check_channels(node.arrays, node.shape)
+    decay = _decimal(node.attributes["momentum"])
+    check_decay(decay)
     return {
         "axis": 1,
-        "epsilon": _decimal(node.attributes["epsilon"]),
-        "decay": _decimal(node.attributes["momentum"]),
+        "epsilon": _epsilon(node),
+        "decay": decay,
         "ddof": 0,
         "train": bool(node.attributes.get("training_mode", 0)),
     }, node.arrays
@@ -69,7 +73,7 @@ def _batch_norm(node: _Node):
 
 def _instance_norm(node: _Node):
     _check_channels(node.arrays, node.shape)
-    return {"axis": 1, "epsilon": _decimal(node.attributes["epsilon"])}, node.arrays
+    return {"axis": 1, "epsilon": _epsilon(node)}, node.arrays
 
 
 def _group_norm(node: _Node):
@@ -81,7 +85,7 @@ def _group_norm(node: _Node):
     channels = _check_channels(arrays, node.shape)
     if channels % groups:
         raise ValueError(f"num_groups={groups} does not divide {channels} channels")
-    options = {"axis": 1, "num_groups": groups, "epsilon": _decimal(node.attributes["epsilon"])}
+    options = {"axis": 1, "num_groups": groups, "epsilon": _epsilon(node)}
     return options, arrays
 
 
@@ -96,7 +100,7 @@ def _layer_norm(node: _Node):
     axes = tuple(range(axis, 0))
     param_axes, arrays = _varying(node.arrays, node.shape)
     options = {"axes": axes} if param_axes == axes else {"axes": axes, "param_axes": param_axes}
-    return options | {"epsilon": _decimal(node.attributes["epsilon"])}, arrays
+    return options | {"epsilon": _epsilon(node)}, arrays
 
 
 _READERS = {
@@ -196,6 +200,10 @@ def _broadcasts(small: tuple[int, ...], large: tuple[int | None, ...]) -> bool:
 
 def _shapes(arrays: Arrays) -> str:
     return ", ".join(f"{leaf} of {array.shape}" for leaf, array in arrays.items())
+
+
+def _epsilon(node: _Node) -> float:
+    return check_epsilon(_decimal(node.attributes["epsilon"]))
 
 
 def _decimal(value: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +48,12 @@ class Scope(NamedTuple):
     makers: dict[str, Any]  # the node that computes it
     shapes: dict[str, Shape]
     known: dict[str, np.ndarray]  # those that were asked for
+    folder: str | None  # where values that are in other files lie
+    grown: list[int]  # one number: how many elements were made of fewer
+
+
+class _Elsewhere(ValueError):
+    """Of a value in another file, the folder of which is not known."""
 
 
 class NotStored(ValueError):
@@ -64,7 +71,7 @@ def array_of(name: str, scope: Scope, opset: int) -> np.ndarray:
 def _value(name: str, scope: Scope, opset: int) -> np.ndarray:
     if name not in scope.known:
         if name in scope.tensors:
-            scope.known[name] = _read(scope.tensors[name])
+            scope.known[name] = _read(scope.tensors[name], scope.folder)
         elif name in scope.makers:
             node = scope.makers[name]
             outputs = _compute(node, scope, opset)
@@ -90,30 +97,61 @@ def _compute(node, scope: Scope, opset: int) -> list[np.ndarray]:
             text = reason if reason.startswith(comes) else f"{comes}{name!r}, which {reason}"
             raise ValueError(text) from None
     try:
-        return [_constant(node)] if node.op_type == "Constant" else _run(node, inputs, opset)
+        constant = node.op_type == "Constant"
+        return [_constant(node, scope)] if constant else _run(node, inputs, scope, opset)
     except Exception as error:  # onnx's own of every kind
         raise ValueError(f"cannot be computed by {node.op_type}: {one_line(error)}") from error
 
 
-def _constant(node) -> np.ndarray:
+def _constant(node, scope: Scope) -> np.ndarray:
     (attribute,) = node.attribute
     if attribute.name in ("value", "sparse_value"):
-        return _read(attribute.t if attribute.name == "value" else attribute.sparse_tensor)
+        dense = attribute.name == "value"
+        return _read(attribute.t if dense else attribute.sparse_tensor, scope.folder)
     dtype = {"value_float": np.float32, "value_int": np.int64}[attribute.name.removesuffix("s")]
     return np.asarray(optional("onnx.helper").get_attribute_value(attribute), dtype)
 
 
-def _read(tensor) -> np.ndarray:
+def _read(tensor, folder: str | None) -> np.ndarray:
     """A tensor, sparse or not, as an array."""
     onnx = optional("onnx")
-    if isinstance(tensor, onnx.SparseTensorProto):
-        return _dense(tuple(tensor.dims), _read(tensor.values), _read(tensor.indices))
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        raise ValueError("is in another file: give from_onnx the model's path")
     try:
+        if isinstance(tensor, onnx.SparseTensorProto):
+            values, indices = (_read(part, folder) for part in (tensor.values, tensor.indices))
+            return _dense(tuple(tensor.dims), values, indices)
+        if any(size < 0 for size in tensor.dims):
+            raise ValueError(f"its shape is {tuple(tensor.dims)}")
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            if folder is None:
+                raise _Elsewhere("is in another file: give from_onnx the model's path")
+            tensor = _loaded(tensor, folder)
         return onnx.numpy_helper.to_array(tensor)
+    except _Elsewhere:
+        raise
     except Exception as error:  # of every kind
         raise ValueError(f"is damaged: {one_line(error)}") from error
+
+
+def _loaded(tensor, folder: str) -> Any:
+    """A copy of ``tensor`` with its values, which are in another file, and no more of that file."""
+    onnx, size = optional("onnx"), math.prod(tensor.dims)
+    check_size(size)
+    narrow = tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    promised = (size + 1) // 2 if narrow else size * dtype.itemsize
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if int(entries.get("length", promised)) != promised:
+        raise ValueError(f"{entries['length']} bytes of another file are not {promised:,}")
+    own = onnx.TensorProto()
+    own.CopyFrom(tensor)
+    if "length" not in entries:  # all that follows
+        own.external_data.add(key="length", value=str(promised))
+    optional("onnx.external_data_helper").load_external_data_for_tensor(own, folder)
+    if "length" not in entries:
+        stored = Path(folder, entries["location"]).stat().st_size - int(entries.get("offset", 0))
+        if stored != promised:
+            raise ValueError(f"{stored:,} bytes of another file are not {promised:,}")
+    return own
 
 
 def _dense(shape: tuple[int, ...], values: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -125,10 +163,12 @@ def _dense(shape: tuple[int, ...], values: np.ndarray, indices: np.ndarray) -> n
     return dense
 
 
-def _run(node, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
+def _run(node, inputs: list[np.ndarray | None], scope: Scope, opset: int) -> list[np.ndarray]:
     onnx = optional("onnx")
     given = {f"input {i}": x for i, x in enumerate(inputs) if x is not None}
-    check_size(_elements(node.op_type, list(given.values())))
+    grown = _elements(node.op_type, list(given.values()))
+    scope.grown[0] += max(grown - max((x.size for x in given.values()), default=0), 0)
+    check_size(max(grown, scope.grown[0]))
     if node.op_type == "DequantizeLinear":  # one scale for all is without axes, or has a single one
         given = {k: x if k == "input 0" or x.size > 1 else x.reshape(()) for k, x in given.items()}
     alone = onnx.NodeProto()
@@ -154,6 +194,8 @@ def _elements(op_type: str, inputs: list[np.ndarray]) -> int:
     """How many there will be, where it may be more than the inputs have."""
     if op_type == "ConstantOfShape":
         return math.prod(inputs[0].tolist())
+    if op_type == "Concat":
+        return sum(x.size for x in inputs)
     if op_type not in _BROADCASTING:
         return 0
     shapes = [x.shape for x in inputs]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from bnjax._printable import printable
+
 
 def optional(module: str, install: str = "'bnjax[interop]'") -> Any:
     """The module of that name.
@@ -24,7 +26,7 @@ def optional(module: str, install: str = "'bnjax[interop]'") -> Any:
         ) from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What another library has to say, without its pages, as the end of a sentence."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(" ".join(str(error).split())) or type(error).__name__
     return (text if len(text) <= 200 else text[:197] + "...").rstrip(".:")

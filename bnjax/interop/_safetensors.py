@@ -13,6 +13,7 @@ import numpy as np
 
 from bnjax import _variables
 from bnjax.interop._collections import COLLECTIONS
+from bnjax.interop._limits import limit_of
 from bnjax.interop._optional import optional
 from bnjax.interop._trees import Leaves
 
@@ -91,8 +92,13 @@ def is_safetensors(head: bytes) -> bool:
     return head[4:9] == b"\0\0\0\0{"
 
 
-def read_safetensors(path: Path) -> Leaves:
+def read_safetensors(path: Path, max_bytes: int | None = None) -> Leaves:
     """Its arrays, by flat names."""
+    limit = limit_of(max_bytes, path)
+    with path.open("rb") as head:
+        header = int.from_bytes(head.read(8), "little")
+    if header <= path.stat().st_size:  # the library refuses what is cut short
+        limit.check_text("the header", header)
     safetensors = optional("safetensors")
     leaves, narrow = {}, []
     with safetensors.safe_open(path, framework="numpy") as file:

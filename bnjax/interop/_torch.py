@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from bnjax.interop import _mapping
+from bnjax.interop._limits import Limit, TooLarge, check_zip, limit_of
 from bnjax.interop._names import Choice, Rename
 from bnjax.interop._optional import optional
 from bnjax.interop._safetensors import is_safetensors, read_safetensors
 from bnjax.interop._torch_names import names_of
+
+_READS = 2  # instructions of a pickle, at least, that make an entry of a tree
 
 
 def from_torch(
@@ -159,19 +164,23 @@ def to_torch(
     }
 
 
-def load_torch(path: str | Path) -> dict[str, Any]:
+def load_torch(path: str | Path, *, max_bytes: int | None = None) -> dict[str, Any]:
     """The weights in a file that PyTorch or safetensors wrote. No pickled code is run.
 
     Args:
       path: a file of ``torch.save`` (read with ``weights_only=True``, to the CPU, and needing
         torch), or one of safetensors (which needs no torch); the first bytes say which.
+      max_bytes: how much may be read; by default four times the size of the file, and 256 MiB at
+        least.
 
     Returns:
       What was saved: tensors by name, or NumPy arrays out of safetensors. Of a checkpoint with
       more in it, the ``state_dict`` is one entry.
 
     Raises:
-      ValueError: the file holds more than weights, or is damaged. Nothing of it was run.
+      ValueError: the file holds more than weights, is damaged, or promises more than
+        ``max_bytes``; or it is a pipe, a socket or a device. Nothing of it was run.
+      OSError: there is no such file, or it cannot be opened.
       ImportError: torch or safetensors is not installed.
 
     Example:
@@ -186,19 +195,52 @@ def load_torch(path: str | Path) -> dict[str, Any]:
 
     Source: ``torch.load(weights_only=True)``, which in its errors advises to switch that off.
     """
-    torch = None if _is_safetensors(Path(path)) else optional("torch", "torch")
+    path = Path(path)
+    limit = limit_of(max_bytes, path)
+    torch = None if _is_safetensors(path) else optional("torch", "torch")
     try:
         if torch is None:
-            return {name: leaf for (name,), leaf in read_safetensors(Path(path)).items()}
-        with open(path, "rb") as file:  # of a path torch goes by the suffix
+            return {name: leaf for (name,), leaf in read_safetensors(path, max_bytes).items()}
+        _check_archive(path, limit)
+        with _Counted(path, limit) as file:  # of a path torch goes by the suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except (ImportError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
+    except TooLarge as error:
+        raise ValueError(f"{path}: {error}.") from error
     except Exception as error:  # what is damaged gives errors of every kind
         raise ValueError(
             f"{path} holds more than tensors, or is damaged; nothing of it was run. Where it was "
             "written, save only weights: torch.save(model.state_dict(), path)."
         ) from error
+
+
+class _Counted(io.BufferedReader):
+    """A file that refuses to be read in too many pieces: a pickle is read instruction by
+    instruction, and each of one byte can be a list."""
+
+    def __init__(self, path: Path, limit: Limit):
+        super().__init__(io.FileIO(path))
+        self._limit, self._reads = limit, 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if not self._reads % 2**16:  # to ask every time would take longer than to read
+            self._limit.check_nodes(self._reads // _READS)
+        return super().read(size)
+
+
+def _check_archive(path: Path, limit: Limit) -> None:
+    """Raise if what is packed in a file of torch comes to more than may be read."""
+    if not zipfile.is_zipfile(path):
+        return
+    check_zip(path, limit)
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+    for member in members:
+        if member.filename.endswith(".pkl"):
+            limit.check_nodes(member.file_size // _READS)
+    limit.check_arrays(len(members), sum(member.file_size for member in members))
 
 
 def _is_safetensors(path: Path) -> bool:

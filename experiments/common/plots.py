@@ -3,6 +3,7 @@
 Figures are made without pyplot, so that importing this module picks no window system.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,6 @@ def stretch_steps(ax: Axes, settings: Settings, locator: Locator) -> None:
     set_ticks(ax.xaxis, locator)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path | io.BytesIO) -> None:
     """Writes `figure` as a PNG on white; the same figure gives the same bytes."""
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})

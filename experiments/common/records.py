@@ -31,12 +31,32 @@ def to_json(record: Record) -> str:
 
 def read_records(path: Path) -> list[Record]:
     """Reads what `to_json` wrote, one record a line."""
+    hooks: dict[str, Any] = {"parse_constant": _number, "parse_float": _number}
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        lines = path.read_bytes().decode().split("\n")
+        records = [json.loads(line, parse_int=_whole, **hooks) for line in lines if line]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON lines ({error})") from None
+    except RecursionError:
+        raise UserError(f"{path}: not JSON lines (nested too deep)") from None
+    if not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path}: not JSON lines of objects with names")
+    return records
+
+
+def _number(text: str) -> float:
+    """A number of a record; others were never written."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is not finite")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 16:  # a float holds no more digits
+        raise ValueError(f"{text[:40]} has too many digits")
+    return int(text)
 
 
 def series(records: Sequence[Record], network: str, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -134,11 +134,13 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads a JSON file of a result folder."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); not a result") from None
-    except ValueError as error:
+    except ValueError as error:  # UnicodeDecodeError is one
         raise UserError(f"{path}: not JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{path}: not JSON (nested too deep)") from None
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common import results
+from experiments.common import contents, results
 from experiments.common.claims import VERDICTS
 from experiments.common.errors import UserError
 from experiments.common.settings import COMMON, Settings
@@ -44,10 +44,15 @@ class Result(NamedTuple):
         preset = self.config["preset"]
         words += [] if preset == "quick" else ["--preset", preset]
         default = dataclasses.asdict(self.experiment.module.PRESETS[preset])
-        for name, value in self.config["settings"].items():
+        settings = self.config["settings"]
+        for name, value in settings.items():
             if name in COMMON and value != default.get(name):
                 words += [f"--{name.replace('_', '-')}", str(value)]
-        words += [] if self.config["settings"]["data"] == "digits" else ["--data-dir", "DIR"]
+        words += (
+            []
+            if self.config["settings"].get("data", "digits") == "digits"
+            else ["--data-dir", "DIR"]
+        )
         return shlex.join(words)
 
 
@@ -55,7 +60,7 @@ def collect(folders: Iterable[Path]) -> list[Result]:
     """All results in `folders` and the folders in them, in the order of the experiments.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or one of them is damaged.
     """
     folders = list(folders)
     found = {path.parent for folder in folders for path in folder.rglob(results.SUMMARY)}
@@ -74,12 +79,10 @@ def _read(folder: Path) -> Result | None:
     """The result in `folder`; None if it is of something else, or not finished."""
     if any(part.endswith(".part") for part in folder.parts):
         return None
-    config = results.read_json(folder / results.CONFIG)
-    known = {experiment.name: experiment for experiment in EXPERIMENTS}
-    experiment = known.get(config.get("experiment"))
+    experiment, config = contents.read_config(folder)
     if experiment is None or not (folder / f"{experiment.name}.png").is_file():
         return None
-    return Result(folder, experiment, config, results.read_json(folder / results.SUMMARY))
+    return Result(folder, experiment, config, contents.read_summary(folder))
 
 
 def by_experiment(found: Iterable[Result]) -> dict[Experiment, list[Result]]:

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from experiments.common.claims import FAILS, HOLDS, IN_PART, UNDECIDED
+from experiments.common.errors import UserError
 from experiments.registry import Experiment
 from experiments.report.collect import Result, by_experiment, tally
 
@@ -26,7 +27,7 @@ def page(found: Sequence[Result]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>What batch norm does</title>
-<style>{STYLE.read_text()}</style>
+<style>{STYLE.read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <header>
@@ -118,4 +119,7 @@ def _badge(verdict: str) -> str:
 
 
 def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -23,11 +23,11 @@ def run(options: Report) -> None:
         raise UserError(f"no such folder: {', '.join(missing)}")
     found = collect(folders)
     if options.gallery:
-        out, text = README, with_gallery(README.read_text(), found, README.parent)
+        out, text = README, with_gallery(README.read_text(encoding="utf-8"), found, README.parent)
     else:
         out, text = options.out, page(found)
     try:
-        out.write_text(text)
+        out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror})") from None
     verdicts = ", ".join(f"{n} {verdict}" for verdict, n in tally(found).items())

@@ -1,5 +1,6 @@
 """ONNX's normalisations read and written, as far as they need no runtime."""
 
+import os
 import sys
 
 import flax.linen as nn
@@ -414,20 +415,120 @@ def test_what_is_no_model_is_one_line(tmp_path):
     options = {"save_as_external_data": True, "size_threshold": 0, "location": "weights"}
     onnx.save(to_onnx(norm, ("N", 6)), path, **options)
     (tmp_path / "weights").write_bytes(b"")
-    with pytest.raises(ValueError, match="no model of ONNX, or damaged: "):
+    with pytest.raises(ValueError, match=r"scale='batch.scale' is damaged: .*var='batch.var' is d"):
         from_onnx(path)
+
+
+def stored_elsewhere(tmp_path, **entries):
+    """A model whose scale lies in a file beside it, and what its entry says of that file."""
+    model = _onnx.model(node("BatchNormalization", *BN), arrays=ones(*BN))
+    (scale,) = (t for t in model.graph.initializer if t.name == "scale")
+    scale.ClearField("raw_data")
+    scale.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in entries.items():
+        scale.external_data.add(key=key, value=str(value))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("length", [{}, {"length": 10**9}, {"length": 12}, {"length": "much"}])
+def test_of_another_file_no_more_is_read_than_the_array_has(length, tmp_path):
+    path = stored_elsewhere(tmp_path, location="weights", **length)
+    with (tmp_path / "weights").open("wb") as file:
+        file.write(np.full(3, 7, np.float32).tobytes())
+        file.truncate(10**9)
+    if length == {"length": 12}:
+        (norm,) = from_onnx(path).values()
+        np.testing.assert_array_equal(norm.variables["params"]["scale"], 7)
+        return
+    with pytest.raises(ValueError, match="scale='scale' is damaged: "):
+        from_onnx(path)
+
+
+def test_arrays_of_other_files_that_no_norm_has_are_not_asked_for(tmp_path):
+    path = stored_elsewhere(tmp_path, location="weights")
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node.append(node("InstanceNormalization", "bias", "mean", name="healthy"))
+    path.write_bytes(model.SerializeToString())
+    assert list(from_onnx(path, nodes="healthy")) == ["healthy"]
+
+
+def test_pipes_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="is a pipe, neither a file nor a folder"):
+        from_onnx(tmp_path / "model.onnx")
+
+
+def calls(*names):
+    return [onnx.helper.make_node(name, ["a"], ["b"], domain="local") for name in names]
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        ({"F0": ["F0"]}, "local.F0 calls itself"),
+        ({"F0": ["F1"], "F1": ["F2"], "F2": ["F1"]}, "local.F1 calls itself"),
+        ({f"F{i}": [f"F{i + 1}"] * 2 for i in range(60)}, "would come to [0-9,]{20,} bytes"),
+        ({f"F{i}": [f"F{i + 1}"] for i in range(5000)}, "recursion|depth"),
+    ],
+)
+def test_functions_that_never_end_are_refused(functions, message):
+    """In themselves, and twice in each other, sixty deep."""
+    model = _onnx.model(*calls("F0"), shapes={"a": None})
+    imports = [onnx.helper.make_opsetid("local", 1)]
+    model.opset_import.extend(imports)
+    for name, called in functions.items():
+        body = calls(*called)
+        function = onnx.helper.make_function("local", name, ["a"], ["b"], body, imports)
+        model.functions.append(function)
+    with pytest.raises(ValueError, match=f"cannot be inlined, or damaged: .*({message})"):
+        from_onnx(model)
+
+
+def test_arrays_made_of_little_have_a_limit_together():
+    """Thirty, each of which could be made."""
+    helper = onnx.helper
+    makers = [helper.make_node("ConstantOfShape", ["size"], [f"c{i}"]) for i in range(30)]
+    joined = helper.make_node("Concat", [f"c{i}" for i in range(30)], ["scale"], axis=0)
+    arrays = ones(*BN[1:]) | {"size": np.array([2**20 * 3])}
+    model = _onnx.model(*makers, joined, node("BatchNormalization", *BN), arrays=arrays)
+    with pytest.raises(ValueError, match="elements, where at most 67108864 are made"):
+        from_onnx(model)
+
+
+def test_names_in_errors_cannot_command_a_terminal():
+    model = _onnx.model(node("InstanceNormalization", "\x1b[2J", "b", name="\u202e\x9b"))
+    with pytest.raises(ValueError, match="cannot be read") as raised:
+        from_onnx(model)
+    assert str(raised.value).replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("nodes", ["(", "[z-a]", "(?P<a>)(?P<a>)"])
+def test_what_is_no_regular_expression_is_named(nodes):
+    model = _onnx.model(node("BatchNormalization", *BN), arrays=ones(*BN))
+    with pytest.raises(ValueError, match=r"nodes=.* is no regular expression"):
+        from_onnx(model, nodes=nodes)
 
 
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
         (node("LayerNormalization", "scale", axis=1.5), "attribute axis is 1.5, no INT"),
+        (node("LayerNormalization", "scale", axis=-(2**40)), "axis=-1099511627776 is out of range"),
+        *(
+            (node("BatchNormalization", *BN, epsilon=epsilon), "epsilon must be a finite non-neg")
+            for epsilon in (float("nan"), -1e-5, float("inf"))
+        ),
+        (node("InstanceNormalization", "scale", "bias", epsilon=-1.0), "epsilon must be a finite"),
+        (node("BatchNormalization", *BN, momentum=float("nan")), "decay .* must lie in"),
+        (node("BatchNormalization", *BN, momentum=1.5), "decay .* must lie in"),
         (onnx.helper.make_node("InstanceNormalization", [], ["y"]), "X is missing"),
     ],
 )
 def test_nodes_that_are_not_valid_are_named(layer, message):
     with pytest.raises(ValueError, match=message):
-        from_onnx(_onnx.model(layer, arrays=ones("scale")))
+        from_onnx(_onnx.model(layer, arrays=ones(*BN)))
 
 
 def test_norms_of_a_model_fit_the_modules():
