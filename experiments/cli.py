@@ -3,7 +3,7 @@
 * 0: done
 * 1: done, and a claim of a benchmark failed
 * 2: the user asked for something that cannot be done; nothing was written
-* 3: another process of a training run seems to have died
+* 3: the processes of a training run did not meet, or one seems to have died
 * 130: stopped with Ctrl-C
 
 What `run` has finished of its trials, and `train` up to its last checkpoint, is kept whatever
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported late, so that the first line comes at once
 
 USER_ERROR, INTERRUPTED = 2, 130
 EXTRAS = (  # of bnjax[experiments]
+    "filelock",
     "matplotlib",
     "orbax",
     "pooch",
@@ -38,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _dispatch(args)
     except UserError as error:
         print("error:", *str(error).split(), file=sys.stderr)  # one line, whatever paths hold
-        return USER_ERROR
+        return error.code
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
