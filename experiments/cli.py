@@ -14,12 +14,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from experiments.common import interrupts
 from experiments.common.errors import UserError
+from experiments.common.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:  # imported late, so that the first line comes at once
     from experiments.options import Benchmark, Train
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR = 2
 EXTRAS = (  # of bnjax[experiments]
     "filelock",
     "matplotlib",
@@ -83,6 +85,7 @@ def _benchmark(command: "Benchmark", own_process: bool) -> int:
         machine.prepare()
     from experiments.benchmarks import runner
 
+    interrupts.raise_again()
     return runner.run(command)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import registry
-from experiments.common import results
+from experiments.common import interrupts, results
 from experiments.common.errors import UserError
 from experiments.common.progress import Reporter, make_console
 from experiments.common.settings import COMMON, Settings
@@ -46,6 +46,7 @@ def _run(experiment: Experiment, options: Run, out: Path, console: Console) -> N
     data = _load_data(settings, options.data_dir)
     config = _config(experiment, options.preset, settings, data)
     started = time.monotonic()
+    interrupts.raise_again()
     with results.staged(out, config, options.overwrite) as stage:
         _measure(experiment, settings, data, stage, console)
         seconds = time.monotonic() - started

@@ -28,6 +28,7 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from experiments.common.errors import UserError
+from experiments.common.interrupts import INTERRUPTED
 from experiments.train.meeting import NotMetError, Terms, meet
 from experiments.train.options import Train
 
@@ -174,8 +175,6 @@ def _not_met(options: Train) -> str:
 
 def _explain(error: BaseException, name: str) -> int:
     """Says on stderr why this process ends, and returns its exit code."""
-    from experiments.cli import INTERRUPTED
-
     sys.stdout.flush()
     if isinstance(error, UserError):
         line, code = " ".join(str(error).split()), error.code

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from bnjax.training import TrainState
-from experiments.common import data, results
+from experiments.common import data, interrupts, results
 from experiments.common.progress import Reporter, make_console
 from experiments.common.records import Record
 from experiments.train import folder, loop, processes
@@ -36,6 +36,7 @@ def train(options: Train) -> None:
         settings = settled((options.num_processes or 1) * options.devices)
         return asdict(settings) | {"devices": options.devices}
 
+    interrupts.raise_again()
     with processes.joined(options, terms):
         mesh = make_mesh(options.devices)
         console = console if jax.process_index() == 0 else Console(quiet=True)
