@@ -32,12 +32,16 @@ def _parser() -> argparse.ArgumentParser:
         help="report on the batch norm statistics in a checkpoint",
         description="Report on the batch norm statistics in a checkpoint. The exit code is 0 "
         "without errors (there may be warnings), 1 if evaluation would be wrong, 2 if the "
-        "checkpoint cannot be read. No pickle is ever run.",
+        "checkpoint cannot be read. No code in a checkpoint is ever run.",
     )
     inspect.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="folder of orbax (of several steps the newest), or file: safetensors, msgpack, npz",
+        help="folder of orbax or of Flax's checkpoint_100 (of several steps the newest), or file: "
+        "safetensors, msgpack, npz, or one of torch.save, where torch is installed",
+    )
+    inspect.add_argument(
+        "--ignore", metavar="REGEX", help="leave out the arrays in whose path it is found"
     )
     inspect.add_argument("--epsilon", type=float, default=1e-5, help="of the layers (%(default)g)")
     inspect.add_argument(
@@ -54,13 +58,12 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(options: argparse.Namespace) -> int:
     # Late: jax and flax take a second, help takes none.
     from bnjax.diagnostics import report
-    from bnjax.interop import load_variables
-    from bnjax.interop._files import quiet_orbax
+    from bnjax.interop._files import load_statistics, quiet_orbax
     from bnjax.interop._optional import optional
 
     quiet_orbax()
     try:
-        variables = load_variables(options.checkpoint)
+        variables = load_statistics(options.checkpoint, ignore=options.ignore)
         found = report(variables, decay=options.decay, steps=options.steps, epsilon=options.epsilon)
     except ValueError as error:
         name = str(options.checkpoint)

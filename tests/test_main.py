@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import optax
@@ -108,6 +109,62 @@ def test_what_cannot_be_read_is_2_and_one_line(content, checkpoint, tmp_path, ca
     code, out, err = run(capsys, path)
     assert code == 2 and not out
     assert err.startswith(f"bnjax: {path}: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_files_of_torch_are_inspected_whatever_their_name(legacy, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    norm = torch.nn.BatchNorm1d(3).bfloat16()
+    norm.running_mean += 0.5
+    norm.num_batches_tracked += 1
+    optimizer = torch.optim.SGD(norm.parameters(), lr=0.1)
+    saved = {"state_dict": {f"bn.{k}": v for k, v in norm.state_dict().items()}}
+    saved |= {"optimizer": optimizer.state_dict(), "epoch": 3, "name": "a"}
+    torch.save(saved, tmp_path / "model", _use_new_zipfile_serialization=not legacy)
+    code, out, err = run(capsys, tmp_path / "model")
+    assert code == 0 and not err and "1 layer, 3 channels: no findings" in out
+    norm.running_var[0] = np.nan
+    torch.save(norm.state_dict(), tmp_path / "model.safetensors")
+    assert run(capsys, tmp_path / "model.safetensors")[0] == 1
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_no_code_in_a_file_of_torch_is_run(kind, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    path, sprung = tmp_path / "model.pth", tmp_path / "sprung"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"bn": Trap(sprung)}, protocol=2))
+    else:
+        torch.save({"bn": Trap(sprung)}, path, _use_new_zipfile_serialization=kind == "zip")
+    code, out, err = run(capsys, path)
+    assert code == 2 and not out and err.count("\n") == 1 and "nothing of it was run" in err
+    assert err.startswith(f"bnjax: {path}: ") and not sprung.exists()
+
+
+def test_without_torch_its_files_say_what_to_install(tmp_path, capsys, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "model.pth", "w") as file:
+        file.writestr("model/data.pkl", pickle.dumps({}, protocol=2))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, _, err = run(capsys, tmp_path / "model.pth")
+    assert code == 2 and "pip install torch" in err and err.count("\n") == 1
+
+
+def test_arrays_can_be_left_out(tmp_path, capsys):
+    path = tmp_path / "two"
+    broken = {"bn": {"mean": np.full(3, np.nan), "var": np.ones(3)}}
+    both = {"a": variables()["batch_stats"], "b": broken}
+    arrays = {f"{k}/bn/{leaf}": x for k, v in both.items() for leaf, x in v["bn"].items()}
+    np.savez(path, **arrays)
+    assert run(capsys, path.with_suffix(".npz"))[0] == 1
+    assert run(capsys, path.with_suffix(".npz"), "--ignore", "^b/")[0] == 0
 
 
 def test_illegal_options_are_one_line(checkpoint, capsys):

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from bnjax.core._checks import as_array, as_dtype
+
 Axes = int | Sequence[int]
 
 
@@ -25,6 +27,8 @@ def canonical_axes(axes: Axes, ndim: int, name: str) -> tuple[int, ...]:
             given = (operator.index(axes),)  # type: ignore[arg-type]
         except TypeError:
             raise TypeError(f"{name} must be an int or a sequence of ints, got {axes!r}.") from None
+    if given and not ndim:
+        raise ValueError(f"x must have at least one axis for {name}={axes!r}, got a scalar.")
     for a in given:
         if not -ndim <= a < ndim:
             raise ValueError(
@@ -82,7 +86,7 @@ def check_features(features: tuple[int, ...], shape: tuple[int, ...], kept, name
 
 def check_inexact(x: jax.Array, name: str = "x") -> None:
     """Raise ``TypeError`` unless ``x`` is floating or complex."""
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
+    if not jnp.issubdtype(x.dtype, jnp.inexact) or _unsigned(x.dtype):
         raise TypeError(
             f"{name} must be floating point or complex, got {x.dtype}. "
             f"Cast it first, for example {name}.astype(jnp.float32)."
@@ -94,8 +98,23 @@ def compute_dtype(*dtypes) -> jnp.dtype:
     with jax.numpy_dtype_promotion("standard"):
         widest = jnp.dtype(jnp.float32)
         for dtype in dtypes:
-            widest = jnp.promote_types(widest, dtype)
+            widest = widest if narrow(dtype) else jnp.promote_types(widest, dtype)
         return widest
+
+
+def narrow(dtype) -> bool:
+    """Whether ``dtype`` is a float below 16 bits or an integer below 8, which JAX promotes to none.
+
+    float32 holds the values of all of them.
+    """
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.finfo(dtype).bits < 16
+    return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8
+
+
+def _unsigned(dtype) -> bool:
+    """Whether ``dtype`` is floating, but has neither 0 nor negative numbers (float8_e8m0fnu)."""
+    return jnp.issubdtype(dtype, jnp.floating) and float(jnp.finfo(dtype).min) > 0
 
 
 def at_least_float32(v: jax.Array) -> jax.Array:
@@ -104,19 +123,29 @@ def at_least_float32(v: jax.Array) -> jax.Array:
 
 
 def inexact_dtype(*arrays) -> jnp.dtype:
-    """The dtype Flax gives an output: the promotion of ``arrays`` (or None), never integer."""
+    """The dtype Flax gives an output: the promotion of ``arrays`` (or None), never integer.
+
+    Beside others a narrow dtype is the weaker one, as half precision is; two of them are float32.
+    """
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*(a for a in arrays if a is not None))
+        dtypes = {jnp.dtype(a.dtype) for a in arrays if a is not None}
+        if len(dtypes) > 1:
+            dtypes = {d for d in dtypes if not narrow(d)} or {jnp.dtype(jnp.float32)}
+        dtype = jnp.result_type(*dtypes)
+        if narrow(dtype) and not jnp.issubdtype(dtype, jnp.floating):
+            return jnp.dtype(jnp.float32)
         inexact = jnp.issubdtype(dtype, jnp.inexact)
         return dtype if inexact else jnp.promote_types(jnp.float32, dtype)
 
 
 def output_dtype(dtype, x) -> jnp.dtype:
     """``dtype``, or that of ``x`` for None; or a clear error."""
-    dtype = jnp.dtype(x.dtype if dtype is None else dtype)
+    dtype = as_dtype(x.dtype if dtype is None else dtype)
     legal = jnp.complexfloating if jnp.iscomplexobj(x) else jnp.inexact
     if not jnp.issubdtype(dtype, legal):
         raise ValueError(f"dtype must be {legal.__name__} for x of {x.dtype}, got {dtype}.")
+    if _unsigned(dtype):
+        raise ValueError(f"dtype {dtype} has neither 0 nor negative numbers: y has both.")
     return dtype
 
 
@@ -129,7 +158,7 @@ def check_mask(mask, x: jax.Array) -> jax.Array | None:
     """``mask`` as a boolean array of the rank of ``x``, or a clear error."""
     if mask is None:
         return None
-    mask = jnp.asarray(mask)
+    mask = as_array(mask, "mask")
     if mask.dtype != jnp.bool_:
         raise TypeError(
             f"mask must be boolean (True counts), got {mask.dtype}. Pass mask.astype(bool)."

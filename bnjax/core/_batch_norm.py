@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import numbers
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,20 +27,30 @@ from bnjax.core._axes import (
     whole_number,
 )
 from bnjax.core._batch_stats import (
+    MAKE_ONE,
     BatchStats,
     check_ddof,
     check_decay,
     never_updated,
-    update_batch_stats,
     update_by_std,
+    update_by_var,
 )
+from bnjax.core._checks import as_array, check_choice, check_switch, check_type
 from bnjax.core._devices import Sync, canonical_axis_name, devices
 from bnjax.core._moments import compact
-from bnjax.core._normalize import affine, check_epsilon, expand_params, inverse_std
+from bnjax.core._normalize import (
+    affine,
+    check_complex,
+    check_epsilon,
+    expand_params,
+    inverse_std,
+)
 from bnjax.core._pending_update import PendingUpdate, add_to_update
+from bnjax.core._sharding import sharded_like
 from bnjax.core._spread import standardize_by_spread
 from bnjax.core._standardize import Correction, Rule, standardize_batches, virtual_batches
 from bnjax.core._statistics import Statistics, known_count, statistics
+from bnjax.core._warn import warn
 
 SingleValue = Literal["error", "warn", "allow", "running"]
 Unseen = Literal["warn", "nan", "allow"]
@@ -113,7 +122,8 @@ def batch_norm(
       train: True to normalise by the batch, False by ``batch_stats``. A Python bool.
       decay: weight of the old running value; None averages all updates. For a schedule pass a
         scalar array, perhaps traced: each new Python number compiles a new program.
-      epsilon: added to the variance, in units of ``x`` squared.
+      epsilon: added to the variance, in units of ``x`` squared. With 0, a constant feature gives
+        NaN in training, and one of running variance 0 in evaluation.
       axis: the feature axis or axes, which are *kept*: -1 for NHWC and (N, F), 1 for NCHW and
         (N, C, L), (1, 2) to normalise every (channel, row) by itself.
       mask: boolean, broadcastable to ``x``; True counts. Hidden entries take no part in the
@@ -149,7 +159,8 @@ def batch_norm(
 
     Returns:
       ``(y, batch_stats)``: ``y`` of the shape of ``x``; statistics that are the argument itself
-      when nothing was updated.
+      when nothing was updated. A batch without examples, or without features, is no update: it
+      leaves statistics and count as they were, in every mode.
 
     Raises:
       TypeError: ``x`` is integer or boolean, or ``mask`` is not boolean.
@@ -228,7 +239,7 @@ def run(
 
     ``limits`` are ``(r_max, d_max)``; ``average_std`` is what the running variance averages.
     """
-    x = jnp.asarray(x)
+    x = as_array(x, "x")
     check_inexact(x)
     mask = check_mask(mask, x)
     check_decay(decay)
@@ -248,13 +259,13 @@ def run(
         epsilon=check_epsilon(epsilon),
         decay=static_decay,
         ddof=int(ddof),
-        debias=_switch("debias", debias),
+        debias=check_switch("debias", debias),
         virtual_batch_size=(
             None
             if virtual_batch_size is None
             else whole_number(virtual_batch_size, "virtual_batch_size", 1)
         ),
-        skip_nonfinite=_switch("skip_nonfinite", skip_nonfinite),
+        skip_nonfinite=check_switch("skip_nonfinite", skip_nonfinite),
         sync=canonical_axis_name(x, axis_name, axis_index_groups),
         dtype=output_dtype(dtype, x),
         average_std=average_std,
@@ -262,8 +273,8 @@ def run(
     )
     before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
     _check_fit(x, before, plan)
-    train = _switch("train", train)
-    update_stats = train if update_stats is None else _switch("update_stats", update_stats)
+    train = check_switch("train", train)
+    update_stats = train if update_stats is None else check_switch("update_stats", update_stats)
 
     if train and _values_a_feature(x.shape, plan) == 1:
         _report_single_value(single_value, x.shape, axis)
@@ -301,8 +312,8 @@ def _train(x, scale, bias, mask, batch_stats, traced_decay, limits, plan: _Plan)
     correction = None
     if limits is not None:
         correction = _correction(x, batch_stats, limits, plan)
-        scale = jnp.ones_like(correction.inv_std) if scale is None else scale
-        bias = jnp.zeros_like(correction.inv_std) if bias is None else bias
+        scale = jnp.ones_like(correction.mean) if scale is None else scale
+        bias = jnp.zeros_like(correction.mean) if bias is None else bias
     rule = Rule(other_axes(plan.kept, x.ndim), plan.epsilon, plan.dtype, plan.sync)
     if plan.spread != "std":
         y, stats = standardize_by_spread(x, mask, scale, bias, rule, plan.spread)
@@ -365,30 +376,30 @@ def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
     update = _update_of(batch_stats, plan)
     moments = compact(stats, axes, known_count(x.shape, mask, axes, plan.sync))
     updated = update(
-        batch_stats,
+        jax.tree.map(lambda v: sharded_like(v, moments.mean), batch_stats),
         moments.moments() if isinstance(batch_stats, PendingUpdate) else moments,
         decay=plan.decay if traced_decay is None else traced_decay,
         ddof=plan.ddof,
         debias=plan.debias,
         skip_nonfinite=plan.skip_nonfinite,
     )
+    # A state keeps its type, as a carry of lax.scan must.
+    updated = jax.tree.map(sharded_like, updated, batch_stats)
     return jax.lax.stop_gradient(updated)
 
 
 def _update_of(batch_stats, plan: _Plan) -> Callable[..., Any]:
     """The function that updates ``batch_stats``."""
     by_std = functools.partial(update_by_std, epsilon=plan.epsilon)
-    update = by_std if plan.average_std else update_batch_stats
+    update = by_std if plan.average_std else update_by_var
     pending = isinstance(batch_stats, PendingUpdate)
     return functools.partial(add_to_update, update) if pending else update
 
 
 def _check_fit(x, batch_stats, plan: _Plan):
-    if not isinstance(batch_stats, BatchStats):
-        raise TypeError(
-            f"batch_stats must be a bnjax.BatchStats, got {type(batch_stats).__name__}. Make one "
-            "with bnjax.init_batch_stats(num_features), or BatchStats(**d) of a restored dict."
-        )
+    check_type("batch_stats", batch_stats, BatchStats, MAKE_ONE)
+    if jnp.iscomplexobj(batch_stats.mean):
+        check_complex(compute_dtype(x.dtype, plan.dtype), "batch_stats.mean")
     check_features(jnp.shape(batch_stats.mean), x.shape, plan.kept, "batch_stats.mean")
     check_features(jnp.shape(batch_stats.var), x.shape, plan.kept, "batch_stats.var")
     if jnp.ndim(batch_stats.count):
@@ -398,22 +409,6 @@ def _check_fit(x, batch_stats, plan: _Plan):
             "virtual_batch_size cuts axis 0 into virtual batches, but axis keeps axis 0 as a "
             "feature axis. Move the batch to axis 0, or leave virtual_batch_size=None."
         )
-
-
-def _switch(name, value) -> bool:
-    if isinstance(value, Tracer):
-        raise TypeError(
-            f"{name} must be a Python bool, got a traced value: the two modes are two programs. "
-            f"Make it static, for example with jax.jit(..., static_argnames={name!r})."
-        )
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}.")
-    return bool(value)
-
-
-def check_choice(name, value, legal):
-    if value not in legal:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, legal))}, got {value!r}.")
 
 
 def _values_a_feature(shape, plan: _Plan) -> int:
@@ -435,7 +430,7 @@ def _report_single_value(single_value, shape, axis):
     if single_value == "error":
         raise ValueError(message)
     if single_value == "warn":
-        warnings.warn(message, stacklevel=3)
+        warn(message)
 
 
 def _warn_if_unseen(batch_stats: BatchStats):
@@ -444,9 +439,8 @@ def _warn_if_unseen(batch_stats: BatchStats):
         return
     known: Any = map(np.asarray, batch_stats)
     if np.any(never_updated(BatchStats(*known))):
-        warnings.warn(
+        warn(
             "batch_stats.count is 0: these running statistics have never been updated, so x is "
             "normalised by mean 0 and variance 1. Keep the batch_stats that training returns; "
-            "unseen='nan' makes the same mistake visible under jit, 'allow' silences this.",
-            stacklevel=3,
+            "unseen='nan' makes the same mistake visible under jit, 'allow' silences this."
         )

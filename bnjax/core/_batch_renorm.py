@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax.core._axes import Axes, whole_number
-from bnjax.core._batch_norm import SingleValue, Unseen, check_choice, run
+from bnjax.core._batch_norm import SingleValue, Unseen, run
 from bnjax.core._batch_stats import BatchStats
+from bnjax.core._checks import check_choice, is_real, known_value
 from bnjax.core._pending_update import PendingUpdate
 
 Average = Literal["std", "var"]
@@ -54,7 +55,8 @@ def batch_renorm(
     with :math:`\sigma_B^2 = v_B + \epsilon` of the batch and :math:`\mu, \sigma` of
     ``batch_stats``. Without clipping ``y`` is that of evaluation, so training and evaluation
     agree however small the batch; with ``r_max=1, d_max=0`` it is that of
-    :func:`bnjax.batch_norm`. No gradient flows through ``r`` and ``d``.
+    :func:`bnjax.batch_norm`. Of complex ``x`` the limit is one of the size of ``d``, whose
+    direction stays. No gradient flows through ``r`` and ``d``.
 
     The running statistics average :math:`\mu_B` and, as in the paper, :math:`\sigma_B`: the
     running variance is then the square of a mean of deviations, smaller than the mean of variances
@@ -137,7 +139,9 @@ def _warmed_up(limit, least, stats, warmup_steps: int):
 def _limit(limit, name, least, stats):
     """The value of a limit now; one that is known is checked."""
     value = limit(getattr(stats, "count", 0)) if callable(limit) else limit
-    known = isinstance(value, int | float | np.ndarray | np.number)
-    if known and not np.all(np.asarray(value) >= least):
+    if not is_real(value):
+        raise TypeError(f"{name} must be a real number or a schedule of them, got {limit!r}.")
+    known = known_value(value)
+    if known is not None and not np.all(known >= least):
         raise ValueError(f"{name} must be at least {least}, got {limit!r}.")
     return value

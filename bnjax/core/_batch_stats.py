@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax.core._axes import at_least_float32, compute_dtype, real_dtype, whole_number
-from bnjax.core._moments import Moments
+from bnjax.core._checks import as_dtype, check_switch, check_type, is_real, known_value
+from bnjax.core._moments import MeanVariance, Moments
+
+MAKE_ONE = (
+    "Make one with bnjax.init_batch_stats(num_features), or BatchStats(**d) of a restored dict."
+)
 
 
 class BatchStats(NamedTuple):
@@ -65,7 +70,7 @@ def init_batch_stats(num_features, dtype=jnp.float32) -> BatchStats:
     """
     shape = tuple(num_features) if isinstance(num_features, (tuple, list)) else (num_features,)
     shape = tuple(whole_number(n, "num_features", 0) for n in shape)
-    if compute_dtype(dtype) != jnp.dtype(dtype):
+    if compute_dtype(as_dtype(dtype)) != jnp.dtype(dtype):
         raise ValueError(
             f"dtype of running statistics must be float32, float64 or complex, got "
             f"{jnp.dtype(dtype)}: a running average in half precision stops moving."
@@ -124,7 +129,9 @@ def update_batch_stats(
       complex: start from ``init_batch_stats(n, complex64)`` where dtypes must not change.
 
     Raises:
-      ValueError: ``decay`` lies outside [0, 1] or ``ddof`` is not 0 or 1.
+      TypeError: ``stats`` or ``moments`` is of another type, or a switch is no bool.
+      ValueError: ``decay`` lies outside [0, 1] (where its value is known), ``ddof`` is not 0 or 1,
+        or ``moments`` is of other features than ``stats``.
 
     Example:
       >>> import jax.numpy as jnp, bnjax
@@ -142,26 +149,55 @@ def update_batch_stats(
     """
     check_decay(decay)
     check_ddof(ddof)
+    check_type("stats", stats, BatchStats, MAKE_ONE)
+    check_type("moments", moments, Moments, "Take them with bnjax.moments(x, axes).")
+    check_same_features(stats, moments)
+    check_switch("debias", debias)
+    check_switch("skip_nonfinite", skip_nonfinite)
+    return update_by_var(
+        stats, moments, decay=decay, ddof=ddof, debias=debias, skip_nonfinite=skip_nonfinite
+    )
+
+
+def update_by_var(
+    stats: BatchStats, moments: MeanVariance | Moments, *, decay, ddof, debias, skip_nonfinite
+) -> BatchStats:
+    """:func:`update_batch_stats` of what has been checked."""
     return _move(stats, moments, moments.var(ddof), None, decay, ddof, debias, skip_nonfinite)
 
 
 def update_by_std(
-    stats: BatchStats, moments: Moments, *, epsilon, decay, ddof, debias, skip_nonfinite
+    stats: BatchStats,
+    moments: MeanVariance | Moments,
+    *,
+    epsilon,
+    decay,
+    ddof,
+    debias,
+    skip_nonfinite,
 ) -> BatchStats:
-    """:func:`update_batch_stats`, but averaging ``sqrt(var + epsilon)`` as batch renorm does."""
+    """The same, but averaging ``sqrt(var + epsilon)`` as batch renorm does."""
     var = moments.var(ddof)
     return _move(stats, moments, var, epsilon, decay, ddof, debias, skip_nonfinite)
 
 
 def _move(
-    stats: BatchStats, moments: Moments, var, epsilon, decay, ddof, debias, skip_nonfinite
+    stats: BatchStats,
+    moments: MeanVariance | Moments,
+    var,
+    epsilon,
+    decay,
+    ddof,
+    debias,
+    skip_nonfinite,
 ) -> BatchStats:
     """``stats`` after an update by the mean of ``moments`` and ``var``.
 
     The average is that of variances, or with ``epsilon`` that of ``sqrt(var + epsilon)``.
     """
     stats = widened(stats)
-    valid = moments.count > ddof  # a Python bool where the count is known at trace time
+    # A Python bool where the count is known at trace time.
+    valid = (moments.count > ddof) & bool(stats.mean.size)
     if skip_nonfinite:
         valid &= all_finite(moments)
     t = _updates_before(stats, decay) if debias or decay is None else stats.count
@@ -202,7 +238,8 @@ def widened(stats: BatchStats) -> BatchStats:
 def never_updated(stats: BatchStats) -> Any:
     """Whether ``stats`` are the initial values; of each feature, where each is counted."""
     initial = (stats.mean == 0) & (stats.var == 1)
-    return (stats.count == 0) & (jnp.all(initial) if jnp.ndim(stats.count) == 0 else initial)
+    # Methods: NumPy arrays, of statistics that are known, stay what they are under a trace.
+    return (stats.count == 0) & (initial.all() if jnp.ndim(stats.count) == 0 else initial)
 
 
 def _updates_before(stats: BatchStats, decay) -> jax.Array:
@@ -217,7 +254,7 @@ def _updates_before(stats: BatchStats, decay) -> jax.Array:
     return jnp.where(uncounted, settled, stats.count)
 
 
-def all_finite(moments: Moments):
+def all_finite(moments: MeanVariance | Moments):
     """Whether every moment is finite."""
     return jnp.all(jnp.isfinite(moments.mean)) & jnp.all(jnp.isfinite(moments.var()))
 
@@ -249,11 +286,9 @@ def check_decay(decay) -> None:
     """Raise unless ``decay`` is None, a number in [0, 1], or a scalar array (perhaps traced)."""
     if decay is None:
         return
-    if isinstance(decay, numbers.Real):
-        legal = 0 <= float(decay) <= 1
-    else:
-        legal = isinstance(decay, (jax.Array, np.ndarray)) and decay.ndim == 0
-    if legal:
+    scalar = is_real(decay) and jnp.ndim(decay) == 0
+    value = known_value(decay) if scalar else None
+    if scalar and (value is None or 0 <= value <= 1):
         return
     raise ValueError(
         "decay (momentum in the Flax modules) must lie in [0, 1] or be None (average of all "
@@ -262,9 +297,25 @@ def check_decay(decay) -> None:
     )
 
 
+def check_same_features(stats: BatchStats, moments: Moments) -> None:
+    """Raise ``ValueError`` unless every field of both is of the same features."""
+    want = jnp.shape(stats.mean)
+    shapes = {
+        "stats.var": jnp.shape(stats.var),
+        "moments.mean": jnp.shape(moments.mean),
+        "moments.m2": jnp.shape(moments.m2),
+    }
+    for name, shape in shapes.items():
+        if shape != want:
+            raise ValueError(
+                f"{name} has shape {shape}, but stats.mean has {want}: they must be of the same "
+                "features."
+            )
+
+
 def check_ddof(ddof) -> None:
     """Raise ``ValueError`` unless ``ddof`` is 0 or 1."""
-    if ddof not in (0, 1):
+    if isinstance(ddof, bool) or ddof not in (0, 1):
         raise ValueError(
             f"ddof must be 0 (population variance) or 1 (sample variance), got {ddof!r}."
         )

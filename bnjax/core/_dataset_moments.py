@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bnjax.core._axes import Axes, canonical_axes, other_axes
+from bnjax.core._checks import as_array
 from bnjax.core._moments import Moments, merge, moments
 
 
@@ -47,10 +49,14 @@ def dataset_moments(batches: Iterable, *, axis: Axes = -1) -> Moments:
     Source: LeCun et al. (1998), *Efficient BackProp*, §4.3. Keras has ``Normalization.adapt``,
     scikit-learn ``StandardScaler.partial_fit``; PyTorch and Flax leave it to the user.
     """
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be an iterable of arrays, got {type(batches).__name__}.")
     step = jax.jit(lambda x: moments(x, other_axes(canonical_axes(axis, x.ndim, "axis"), x.ndim)))
     total = None
     for number, batch in enumerate(batches):
-        x = jnp.asarray(batch)
+        # A copy, for the reason told in `owned`; here lists and torch's tensors will do too.
+        own = batch if isinstance(batch, jax.Array) else np.array(batch)
+        x = as_array(own, "each of batches")
         part = step(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32))
         if total is not None and part.mean.shape != total.mean.shape:
             raise ValueError(

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bnjax.core._sharding import cuttable, sharded_like
+
 
 class Pool(NamedTuple):
     """A feature axis whose neighbours share their statistics, in groups (static)."""
@@ -17,13 +19,16 @@ class Pool(NamedTuple):
 
     def stack(self, v: jax.Array) -> jax.Array:
         """``v`` with the members of each group on a new leading axis."""
-        cut = v.shape[self.axis] // self.size, self.size
+        cut = v.shape[self.axis] // max(self.size, 1), self.size
+        v = cuttable(v, self.axis, cut[0])
         v = v.reshape(*v.shape[: self.axis], *cut, *v.shape[self.axis + 1 :])
         return jnp.moveaxis(v, self.axis + 1, 0)
 
-    def share(self, v: jax.Array) -> jax.Array:
-        """``v`` of each group, for each of its members."""
-        return jnp.repeat(v, self.size, self.axis)
+    def share(self, v: jax.Array, like: jax.Array) -> jax.Array:
+        """``v`` of each group, for each of its members; in the sharding of ``like``."""
+        shape = *v.shape[: self.axis + 1], self.size, *v.shape[self.axis + 1 :]
+        each = jnp.broadcast_to(jnp.expand_dims(v, self.axis + 1), shape)
+        return sharded_like(each.reshape(like.shape), like)
 
 
 class Sync(NamedTuple):
@@ -37,20 +42,47 @@ class Sync(NamedTuple):
 def canonical_axis_name(x, axis_name, axis_index_groups=None) -> Sync:
     """``axis_name`` (a name, several, or None) as a hashable :class:`Sync` for ``x``."""
     if axis_name is None:
+        if axis_index_groups is not None:
+            raise ValueError("axis_index_groups cut the indices of axis_name, which is None.")
         return Sync()
     names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    for name in names:
+        _check_bound(name)
     tracked = jax.typeof(x).manual_axis_type.varying  # by checked shard_map
     if axis_index_groups is not None:
         return Sync(names, _groups(axis_index_groups, names, tracked))
-    # Over one device there is nothing to merge. Only checked shard_map must see a collective, or
-    # it takes the statistics to differ from device to device.
-    return Sync(tuple(n for n in names if lax.axis_size(n) > 1 or n in tracked))
+    # Over one device there is nothing to merge. Only checked shard_map and vmap must see a
+    # collective, or they take the statistics to differ from device to device, from lane to lane.
+    # (A collective over lanes within checked shard_map is beyond JAX.)
+    mesh = jax.sharding.get_abstract_mesh().axis_names
+
+    def idle(name):
+        return lax.axis_size(name) == 1 and name not in tracked and bool(name in mesh or tracked)
+
+    return Sync(tuple(name for name in names if not idle(name)))
+
+
+def _check_bound(name) -> None:
+    """Raise unless ``name`` is a mapped axis here."""
+    try:
+        lax.axis_size(name)
+    except (NameError, TypeError):
+        raise NameError(
+            f"unbound axis name: {name}. axis_name must be mapped where the layer is called, by "
+            "jax.shard_map or jax.vmap(..., axis_name=...). Under jax.jit with sharded arrays it "
+            "stays None."
+        ) from None
 
 
 def _groups(groups, names, tracked) -> tuple:
     """``groups`` as tuples, where JAX can merge within them; or a clear error."""
     size = lax.axis_size(names)
-    groups = tuple(tuple(int(i) for i in group) for group in groups)
+    try:
+        groups = tuple(tuple(int(i) for i in group) for group in groups)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"axis_index_groups must be a list of lists of ints, got {groups!r}."
+        ) from None
     members = sorted(i for group in groups for i in group)
     if members != list(range(size)) or len({len(group) for group in groups}) != 1:
         raise ValueError(
@@ -76,6 +108,12 @@ def devices(sync: Sync) -> int:
     return lax.axis_size(sync.axis_name) if sync.axis_name else 1
 
 
+def single_lane(sync: Sync) -> bool:
+    """Whether all axes are of ``vmap`` and of size 1."""
+    mesh = jax.sharding.get_abstract_mesh().axis_names
+    return devices(sync) == 1 and not any(name in mesh for name in sync.axis_name)
+
+
 def merged_sets(sync: Sync) -> int:
     """How many sets of numbers are merged into one."""
     return devices(sync) * (sync.pool.size if sync.pool else 1)
@@ -84,9 +122,11 @@ def merged_sets(sync: Sync) -> int:
 def sum_over(*sums, sync: Sync):
     """Each of ``sums`` over the groups and all devices on ``sync``, in one collective."""
     if sync.pool:
-        sums = [sync.pool.share(jnp.sum(sync.pool.stack(v), 0)) for v in sums]
+        sums = [sync.pool.share(jnp.sum(sync.pool.stack(v), 0), v) for v in sums]
     if not sync.axis_name:
         return sums
+    if single_lane(sync):
+        return [lax.psum(v, sync.axis_name) for v in sums]
     stacked, _ = _vary(jnp.stack(sums), sync.axis_name)
     return lax.psum(stacked, sync.axis_name, axis_index_groups=sync.axis_index_groups)
 

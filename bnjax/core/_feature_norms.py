@@ -41,7 +41,6 @@ RMS norm       machine epsilon, last      1e-5, axes from ``axis``,   1e-6, last
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Literal, get_args
 
 import jax
@@ -50,6 +49,7 @@ import jax.numpy as jnp
 from bnjax.core._axes import (
     Axes,
     canonical_axes,
+    check_features,
     check_inexact,
     check_mask,
     compute_dtype,
@@ -58,9 +58,12 @@ from bnjax.core._axes import (
     size_of,
     whole_number,
 )
+from bnjax.core._checks import as_array, check_choice
 from bnjax.core._devices import Pool, canonical_axis_name, merged_sets
 from bnjax.core._normalize import check_epsilon, expand_params
+from bnjax.core._sharding import cuttable, sharded_like
 from bnjax.core._standardize import Rule, standardize
+from bnjax.core._warn import warn
 
 SingleValue = Literal["error", "warn", "allow"]
 
@@ -214,7 +217,7 @@ def instance_norm(
     Source: Ulyanov, Vedaldi & Lempitsky (2016), eq. 3. PyTorch's ``InstanceNorm2d`` has epsilon
     1e-5 and no parameters by default; ONNX's ``InstanceNormalization`` is NCHW.
     """
-    x = jnp.asarray(x)
+    x = as_array(x, "x")
     kept = canonical_axes(axis, x.ndim, "axis")
     if 0 in kept:
         raise ValueError(f"axis={axis!r} keeps axis 0, where instance norm has the examples.")
@@ -275,7 +278,8 @@ def group_norm(
     Source: Wu & He (2018), eq. 7. PyTorch's ``GroupNorm`` and ONNX's ``GroupNormalization`` order
     groups alike, channels on axis 1 and epsilon 1e-5.
     """
-    default = range(min(1, jnp.ndim(x) - 1), jnp.ndim(x))
+    x = as_array(x, "x")
+    default = range(min(1, x.ndim - 1), x.ndim)
     x, reduced = _ready(x, default if axes is None else axes)
     (channel,) = canonical_axes((axis,), x.ndim, "axis")
     channels = x.shape[channel]
@@ -290,6 +294,10 @@ def group_norm(
         sync = sync._replace(pool=Pool(channel, size))
         return _apply(x, scale, bias, positions, channel, mask, sync, epsilon, dtype, single_value)
 
+    for v, name in ((scale, "scale"), (bias, "bias")):
+        if v is not None and jnp.ndim(as_array(v, name)):
+            check_features(jnp.shape(v), x.shape, (channel,), name)
+
     def split(v):
         """The channel axis as groups and members."""
         if v is None or jnp.ndim(v) == 0:
@@ -297,12 +305,13 @@ def group_norm(
         at = channel if jnp.ndim(v) == x.ndim else 0
         whole = jnp.shape(v)[at] == channels  # a mask may have size 1 there
         cut = (num_groups, size) if whole else (1, 1)
-        return jnp.reshape(v, (*jnp.shape(v)[:at], *cut, *jnp.shape(v)[at + 1 :]))
+        v = cuttable(jnp.asarray(v), at, cut[0])
+        return v.reshape(*v.shape[:at], *cut, *v.shape[at + 1 :])
 
     members, both = (channel + 1,), (channel, channel + 1)
     params, mask = (split(scale), split(bias)), split(check_mask(mask, x))
     y = _apply(split(x), *params, members, both, mask, sync, epsilon, dtype, single_value)
-    return y.reshape(x.shape)
+    return sharded_like(y.reshape(x.shape), x)
 
 
 def groups_of(channels: int, num_groups: int | None, group_size: int | None) -> tuple[int, int]:
@@ -321,7 +330,7 @@ def groups_of(channels: int, num_groups: int | None, group_size: int | None) -> 
 
 
 def _ready(x, axes):
-    x = jnp.asarray(x)
+    x = as_array(x, "x")
     check_inexact(x)
     return x, canonical_axes(axes, x.ndim, "axes")
 
@@ -331,10 +340,7 @@ def _apply(
 ):
     """Check what is left, and call the jitted norm; ``kept`` are the axes of scale and bias."""
     rule = Rule(reduced, check_epsilon(epsilon), output_dtype(dtype, x), sync, about_mean)
-    if single_value not in get_args(SingleValue):
-        raise ValueError(
-            f"single_value must be one of {get_args(SingleValue)}, got {single_value!r}."
-        )
+    check_choice("single_value", single_value, get_args(SingleValue))
     if about_mean and size_of(x.shape, reduced) * merged_sets(sync) == 1:
         _report_single_value(single_value, x.shape, reduced)
     kept = canonical_axes(kept, x.ndim, "param_axes")
@@ -349,7 +355,7 @@ def _report_single_value(single_value, shape, reduced):
     if single_value == "error":
         raise ValueError(message)
     if single_value == "warn":
-        warnings.warn(message, stacklevel=4)
+        warn(message)
 
 
 @functools.partial(jax.jit, static_argnames=("kept", "rule"))

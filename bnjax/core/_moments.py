@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnjax.core._axes import Axes, canonical_axes, check_inexact, check_mask
+from bnjax.core._checks import as_array, check_type
 from bnjax.core._devices import canonical_axis_name
 from bnjax.core._statistics import Statistics, abs_sq, statistics
 
@@ -62,13 +63,17 @@ def merge(a: Moments, b: Moments) -> Moments:
 
     Associative and commutative up to rounding (of a mean to its dtype: at an offset of 10⁶ standard
     deviations a float32 mean is off by some hundredths of one), safe for counts of zero,
-    differentiable. The identity is ``Moments(0., 0., 0.)`` (or zeros of any shape that broadcasts).
+    differentiable. The identity is ``Moments(0., 0., 0.)`` (or zeros of the shape of the other).
 
     Args:
       a, b: moments of the same features and dtype.
 
     Returns:
       The merged moments.
+
+    Raises:
+      TypeError: ``a`` or ``b`` is no :class:`Moments`.
+      ValueError: their features differ in shape.
 
     Example:
       >>> import jax.numpy as jnp, bnjax
@@ -80,7 +85,14 @@ def merge(a: Moments, b: Moments) -> Moments:
     Source: Chan, Golub & LeVeque (1983), eq. 2.1. PyTorch's SyncBatchNorm merges counts, means
     and variances alike; Flax averages means over devices, wrong for unequal counts (flax#2417).
     """
+    for name, part in (("a", a), ("b", b)):
+        check_type(name, part, Moments, "Take them with bnjax.moments(x, axes).")
     a, b = jax.tree.map(jnp.asarray, (a, b))
+    if a.mean.ndim and b.mean.ndim and a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"a and b must be of the same features, got means of shape {a.mean.shape} and "
+            f"{b.mean.shape}."
+        )
     count = a.count + b.count
     share = b.count / jnp.where(count > 0, count, 1)
     delta = b.mean - a.mean
@@ -130,7 +142,7 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
     sample is enough for. PyTorch uses Welford's update, Flax by default the difference of squares,
     which is 100 % off at an offset of 10⁴ standard deviations.
     """
-    x = jnp.asarray(x)
+    x = as_array(x, "x")
     check_inexact(x)
     axes = canonical_axes(axes, x.ndim, "axes")
     return _moments(x, check_mask(mask, x), axes, canonical_axis_name(x, axis_name))

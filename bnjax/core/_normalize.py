@@ -18,6 +18,7 @@ from bnjax.core._axes import (
     zero_unless,
 )
 from bnjax.core._checkpoint import remember_inputs
+from bnjax.core._checks import as_array
 from bnjax.core._xla import holder, pin
 
 
@@ -56,8 +57,12 @@ def normalize(x, mean, var, *, epsilon: float = 1e-5, axis: Axes = -1) -> jax.Ar
     Source: Ioffe & Szegedy (2015), Algorithm 1, line 3. The same placement of epsilon as PyTorch
     and Flax; both round half-precision input more than once.
     """
-    x, mean, var = jnp.asarray(x), jnp.asarray(mean), jnp.asarray(var)
+    x, mean, var = as_array(x, "x"), as_array(mean, "mean"), as_array(var, "var")
     check_inexact(x)
+    if jnp.iscomplexobj(mean):
+        check_complex(x.dtype, "mean")
+    if jnp.iscomplexobj(var):
+        raise TypeError("var must be real, as the mean of |x - mean|**2 is, got complex numbers.")
     epsilon = check_epsilon(epsilon)
     kept = canonical_axes(axis, x.ndim, "axis")
     mean, var = expand(mean, x.shape, kept, "mean"), expand(var, x.shape, kept, "var")
@@ -95,7 +100,7 @@ def scale_shift(x_hat, scale, bias, *, axis: Axes = -1) -> jax.Array:
     Source: Ioffe & Szegedy (2015), Algorithm 1, line 4. PyTorch calls them ``weight`` and
     ``bias`` (``affine=True``); Flax ``scale`` and ``bias``, as here.
     """
-    x_hat = jnp.asarray(x_hat)
+    x_hat = as_array(x_hat, "x_hat")
     check_inexact(x_hat, "x_hat")
     kept = canonical_axes(axis, x_hat.ndim, "axis")
     dtype = compute_dtype(x_hat.dtype)
@@ -127,13 +132,27 @@ def check_epsilon(epsilon) -> float:
     return value
 
 
-def expand_params(scale, bias, shape, kept, dtype):
+def expand_params(scale, bias, shape, kept, dtype, names=("scale", "bias")):
     """``scale`` and ``bias`` (or None) ready to broadcast against an array of ``shape``."""
 
     def ready(v, name):
-        return None if v is None else expand(jnp.asarray(v), shape, kept, name).astype(dtype)
+        if v is None:
+            return None
+        v = as_array(v, name)
+        if jnp.iscomplexobj(v):
+            check_complex(dtype, name)
+        return expand(v, shape, kept, name).astype(dtype)
 
-    return ready(scale, "scale"), ready(bias, "bias")
+    return ready(scale, names[0]), ready(bias, names[1])
+
+
+def check_complex(dtype, name: str) -> None:
+    """Raise ``TypeError`` unless arithmetic in ``dtype`` keeps the imaginary part of ``name``."""
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{name} is complex, but the result is of real dtype, which would lose its imaginary "
+            f"part. Make x complex, or {name} real."
+        )
 
 
 def inverse_std(var, epsilon, count=None, dtype=jnp.float32):

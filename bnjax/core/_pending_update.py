@@ -7,7 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bnjax.core._batch_stats import BatchStats, all_finite
+from bnjax.core._axes import compute_dtype, real_dtype
+from bnjax.core._batch_stats import BatchStats, all_finite, widened
+from bnjax.core._checks import check_type
 from bnjax.core._moments import Moments, merge
 
 
@@ -57,26 +59,47 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
       batch_stats: running statistics before the step.
 
     Returns:
-      :class:`PendingUpdate` without any batch: its ``after`` is ``batch_stats``.
+      :class:`PendingUpdate` without any batch: its ``after`` is ``batch_stats``, in float32 where
+      those are in half precision. Moments count each feature by itself, so that shapes and dtypes
+      are the same before and after each batch, whatever its mask: a carry for ``jax.lax.scan``.
+      (Where batches are complex, ``batch_stats`` must be complex from the start for that.)
+
+    Raises:
+      TypeError: ``batch_stats`` is of another type.
 
     Example:
       >>> import bnjax
       >>> pending = bnjax.begin_update(bnjax.init_batch_stats(2))
       >>> print(pending.moments.count, pending.after.count)
-      0.0 0
+      [0. 0.] 0
 
     Source: see :class:`PendingUpdate`.
     """
-    mean, var = jnp.asarray(batch_stats.mean), jnp.asarray(batch_stats.var)
-    each = jnp.zeros(jnp.shape(batch_stats.count), var.dtype)
-    nothing = Moments(each, jnp.zeros_like(mean), jnp.zeros_like(var))
-    return PendingUpdate(batch_stats, nothing, batch_stats)
+    remedy = (
+        "For the collection of a linen model use bnjax.training.begin_update, for an nnx model "
+        "bnjax.nnx.one_update."
+    )
+    check_type("batch_stats", batch_stats, BatchStats, remedy)
+    before = widened(batch_stats)
+    nothing = Moments(*(jnp.zeros_like(v) for v in (before.var, before.mean, before.var)))
+    return PendingUpdate(before, nothing, before)
 
 
 def add_to_update(update, pending: PendingUpdate, moments: Moments, **options) -> PendingUpdate:
     """``pending`` with one batch more; ``update`` is ``update_batch_stats`` or its like."""
-    merged = merge(pending.moments, moments)
+    old = pending.moments
+    wide = compute_dtype(old.mean.dtype, moments.mean.dtype)
+    merged = merge(_as(old, wide), _as(moments, wide))
     if options["skip_nonfinite"]:
         keep = all_finite(moments)
-        merged = jax.tree.map(lambda m, p: jnp.where(keep, m, p), merged, pending.moments)
-    return PendingUpdate(pending.before, merged, update(pending.before, merged, **options))
+        merged = jax.tree.map(lambda m, p: jnp.where(keep, m, p), merged, _as(old, wide))
+    after = update(pending.before, merged, **options)
+    # In the dtypes of before, so that a scan can carry it; but complex numbers stay complex.
+    real = jnp.iscomplexobj(merged.mean) == jnp.iscomplexobj(old.mean)
+    return PendingUpdate(pending.before, _as(merged, old.mean.dtype) if real else merged, after)
+
+
+def _as(moments: Moments, dtype) -> Moments:
+    real = real_dtype(dtype)
+    count, m2 = jnp.asarray(moments.count, real), jnp.asarray(moments.m2, real)
+    return Moments(count, jnp.asarray(moments.mean, dtype), m2)

@@ -25,7 +25,7 @@ def standardize_by_spread(x, mask, scale, bias, rule: Rule, spread: str):
         weight = reciprocal(stats.count).astype(deviation.dtype)
         size = jnp.sum(deviation, rule.axes, keepdims=True) * weight
     else:
-        size = jnp.max(deviation, rule.axes, keepdims=True)
+        size = jnp.max(deviation, rule.axes, keepdims=True, initial=0)  # of an empty batch
     stats = stats._replace(var=jnp.square(size))
     inv_std = inverse_std(stats.var, rule.epsilon, None if mask is None else stats.count)
     y = affine_of(centred, stats.mean_lo, inv_std, scale, bias, live)

@@ -22,6 +22,7 @@ from bnjax.core._normalize import (
     inverse_std_tangent,
     live_entries,
 )
+from bnjax.core._sharding import spec_of
 from bnjax.core._statistics import (
     Statistics,
     merge_devices,
@@ -109,9 +110,18 @@ def _corrected(stats: Statistics, correction: Correction | None, epsilon):
     std = jnp.sqrt(stats.var + epsilon)
     away = (stats.mean - correction.mean) + stats.mean_lo
     r = jnp.clip(std * correction.inv_std, 1 / correction.r_max, correction.r_max)
-    d = jnp.clip(away * correction.inv_std, -correction.d_max, correction.d_max)
-    r, d = lax.stop_gradient((r, d))
+    d = _shorten(away * correction.inv_std.astype(away.dtype), correction.d_max)
+    r, d = lax.stop_gradient((r.astype(d.dtype), d))
     return lambda scale, bias: (scale * r, scale * d + bias)
+
+
+def _shorten(d, d_max):
+    """``d``, real or complex, with a size of at most ``d_max`` and the direction it had."""
+    if not jnp.iscomplexobj(d):
+        return jnp.clip(d, -d_max, d_max)
+    size = jnp.abs(d)
+    shorter = jnp.where(size > d_max, d_max / jnp.where(size > d_max, size, 1), 1)
+    return d * shorter.astype(d.dtype)
 
 
 def standardize_batches(x, mask, scale, bias, correction, rule: Rule, virtual_batch_size):
@@ -146,6 +156,12 @@ def virtual_batches(examples: int, virtual_batch_size: int) -> list[tuple[int, i
     A remainder is spread over the others, never left as a small batch of its own: 70 examples in
     virtual batches of 32 are two of 35.
     """
+    if not isinstance(examples, int):
+        raise ValueError(
+            f"virtual_batch_size={virtual_batch_size} cuts a number of examples that is known, but "
+            f"axis 0 of x has the symbolic size {examples}. Export with a fixed batch, or leave "
+            "virtual_batch_size=None."
+        )
     number = max(1, examples // virtual_batch_size)
     size, longer = divmod(examples, number)
     runs = [(0, longer, size + 1), (longer * (size + 1), number - longer, size)]
@@ -155,12 +171,11 @@ def virtual_batches(examples: int, virtual_batch_size: int) -> list[tuple[int, i
 def _check_explicit_sharding(x, runs, virtual_batch_size):
     """On an explicit mesh JAX moves no data of its own accord, so virtual batches must not cross
     from one device to the next."""
-    sharding = jax.typeof(x).sharding
-    names = sharding.spec[0] if sharding.spec else None
+    names = spec_of(x)[0]
     if names is None or runs == [(0, 1, x.shape[0])]:
         return
     names = names if isinstance(names, tuple) else (names,)
-    shards = math.prod(sharding.mesh.shape[name] for name in names)
+    shards = math.prod(jax.typeof(x).sharding.mesh.shape[name] for name in names)
     if len(runs) > 1 or runs[0][1] % shards:
         raise ValueError(
             f"virtual_batch_size={virtual_batch_size} cuts the {x.shape[0]} examples of x into "

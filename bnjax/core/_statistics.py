@@ -12,7 +12,8 @@ from jax import lax
 
 from bnjax.core._axes import compute_dtype, other_axes, real_dtype, size_of, zero_unless
 from bnjax.core._checkpoint import remember_inputs
-from bnjax.core._devices import Pool, Sync, all_gather, merged_sets, sum_over
+from bnjax.core._devices import Pool, Sync, all_gather, merged_sets, single_lane, sum_over
+from bnjax.core._sharding import spec_of
 from bnjax.core._xla import holder, pin
 
 SMALL = 2**16  # elements, below which a sample saves no run time but still costs compile time
@@ -103,7 +104,7 @@ def _sampled_axis(x, axes) -> int | None:
     known = all(isinstance(size, int) for size in x.shape)
     if not known or x.size < SMALL:
         return None
-    spec = tuple(jax.typeof(x).sharding.spec) + (None,) * x.ndim
+    spec = spec_of(x)
     # Under jit, axis 0 may be spread over devices without this being known here.
     whole = [a for a in axes if spec[a] is None and (a > 0 or jax.device_count() == 1)]
     return next((a for a in whole if x.shape[a] >= 8), None)
@@ -199,14 +200,17 @@ def merge_groups(local: Statistics, pool: Pool) -> Statistics:
     hold = holder(local.var)
     count = jnp.broadcast_to(local.count, local.var.shape)
     members = Statistics(count, *(hold(v) for v in local[1:]))
-    return jax.tree.map(pool.share, merge_stack(jax.tree.map(pool.stack, members)))
+    return jax.tree.map(pool.share, merge_stack(jax.tree.map(pool.stack, members)), members)
 
 
 def merge_devices(local: Statistics, sync: Sync, equal_counts: bool) -> Statistics:
     """Merge the statistics of all devices on ``sync`` with one all-gather.
 
-    Of 3C numbers, and the counts where a mask makes them unequal.
+    Of 3C numbers, and the counts where a mask makes them unequal. A single lane of ``vmap`` is only
+    told that its statistics are those of all lanes.
     """
+    if single_lane(sync):
+        return jax.tree.map(lambda v: lax.psum(v, sync.axis_name), local)
     dtype = local.mean.dtype
     travelling = local[1:] if equal_counts else local
     packed = jnp.concatenate([v.astype(dtype).ravel() for v in travelling])

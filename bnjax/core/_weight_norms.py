@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,10 +16,13 @@ from bnjax.core._axes import (
     canonical_axes,
     check_inexact,
     compute_dtype,
+    narrow,
     other_axes,
     whole_number,
 )
+from bnjax.core._checks import as_array, as_dtype, check_switch, check_type
 from bnjax.core._normalize import check_epsilon, expand_params
+from bnjax.core._sharding import sharded_like
 from bnjax.core._standardize import Rule, standardize
 from bnjax.core._statistics import abs_sq
 
@@ -54,7 +58,7 @@ def weight_norm(w, scale, *, axis: Axes | None = -1, epsilon: float = 1e-12) -> 
     Source: Salimans & Kingma (2016), eq. 2. PyTorch's ``weight_norm`` has no epsilon and keeps
     axis 0, where its output features are.
     """
-    w = jnp.asarray(w)
+    w = as_array(w, "w")
     check_inexact(w, "w")
     kept = () if axis is None else canonical_axes(axis, w.ndim, "axis")
     return _weight_norm(w, scale, kept, check_epsilon(epsilon))
@@ -109,7 +113,10 @@ def init_spectral_norm(key, shape, dtype=jnp.float32) -> SpectralState:
     Args:
       key: a key of ``jax.random``.
       shape: shape of the weights.
-      dtype: of the state.
+      dtype: of the state: floating, of 16 bits at least.
+
+    Raises:
+      TypeError, ValueError: ``shape`` is none, ``dtype`` is another.
 
     Example:
       >>> import jax, bnjax
@@ -118,7 +125,16 @@ def init_spectral_norm(key, shape, dtype=jnp.float32) -> SpectralState:
 
     Source: see :class:`SpectralState`.
     """
-    return SpectralState(jax.random.normal(key, (1, shape[-1]), dtype), jnp.ones((), dtype))
+    dtype = as_dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating) or narrow(dtype):
+        raise ValueError(
+            f"dtype must be floating and of 16 bits at least, got {jnp.dtype(dtype)}: with fewer "
+            "the power iteration (param_dtype of the modules) stands still."
+        )
+    if not isinstance(shape, Sequence) or not shape:
+        raise TypeError(f"shape must be that of the weights, such as (3, 4), got {shape!r}.")
+    features = whole_number(shape[-1], "shape[-1]", 0)
+    return SpectralState(jax.random.normal(key, (1, features), dtype), jnp.ones((), dtype))
 
 
 def spectral_norm(
@@ -132,8 +148,9 @@ def spectral_norm(
         \sigma = v W u^\top, \quad \hat W = W / \sigma
 
     with ``w`` as a matrix of all axes but the last by the last. The vectors are constants for the
-    gradient, :math:`d\sigma = v\, dW\, u^\top`. Zero weights give zero and leave ``u`` as it was,
-    so that the iteration goes on when they have moved.
+    gradient, :math:`d\sigma = v\, dW\, u^\top`. Zero weights, and those without any entry, give
+    themselves, a ``sigma`` of 0 and ``u`` as it was, so that the iteration goes on when they have
+    moved.
 
     Args:
       w: weights, floating, of rank 2 at least, features on the last axis.
@@ -163,13 +180,15 @@ def spectral_norm(
     the parameter with nnx (flax#5576), and is stuck for good once weights were zero; PyTorch
     iterates in training only.
     """
-    w = jnp.asarray(w)
+    w = as_array(w, "w")
     check_inexact(w, "w")
     if jnp.iscomplexobj(w):
         raise TypeError("w must be real: the spectral norm of complex weights is not supported.")
     n_steps = whole_number(n_steps, "n_steps", 1)
     if w.ndim < 2:
         raise ValueError(f"w must have rank 2 at least, got shape {w.shape}.")
+    check_type("state", state, SpectralState, "Make one with bnjax.init_spectral_norm.")
+    update = check_switch("update", update)
     if state.u.shape != (1, w.shape[-1]):
         raise ValueError(
             f"state.u has shape {state.u.shape}, but w of shape {w.shape} needs "
@@ -181,17 +200,21 @@ def spectral_norm(
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _spectral_norm(w, state, n_steps, epsilon):
-    matrix = w.astype(compute_dtype(w.dtype)).reshape(-1, w.shape[-1])
-    matrix, factor = _near_one(matrix)
-    constant = lax.stop_gradient(matrix)
-    u = state.u.astype(matrix.dtype)
+    # Products and sums instead of a reshape and matrix products: on an explicit mesh any axis of
+    # the weights may be sharded; and no accelerator rounds the factors.
+    wide, factor = _near_one(w.astype(compute_dtype(w.dtype)))
+    constant = lax.stop_gradient(wide)
+    rows = tuple(range(w.ndim - 1))
+    before = state.u.astype(wide.dtype).reshape((1,) * len(rows) + w.shape[-1:])
+    u = before
     for _ in range(n_steps):
-        v = _unit(u @ constant.T, epsilon)
-        u = _unit(v @ constant, epsilon)
-    sigma = (v @ matrix @ u.T)[0, 0]
-    w_hat = (matrix / jnp.where(sigma != 0, sigma, 1)).reshape(w.shape).astype(w.dtype)
-    u = jnp.where(jnp.any(constant != 0), u, state.u.astype(u.dtype))
-    sigma = lax.stop_gradient(sigma) / factor[0, 0]
+        v = _unit(jnp.sum(constant * u, -1, keepdims=True), epsilon)
+        u = _unit(jnp.sum(constant * v, rows, keepdims=True), epsilon)
+    sigma = jnp.sum(wide * (v * u))
+    w_hat = (wide / jnp.where(sigma != 0, sigma, 1)).astype(w.dtype)
+    moved = jnp.any(constant != 0)
+    u = jnp.where(moved, sharded_like(u, before), before).reshape(state.u.shape)
+    sigma = lax.stop_gradient(sigma) / factor.reshape(())
     return w_hat, SpectralState(u.astype(state.u.dtype), sigma.astype(state.u.dtype))
 
 
@@ -232,7 +255,7 @@ def weight_standardize(w, gain=None, *, axis: Axes = -1, epsilon: float = 1e-5) 
     Source: Qiao et al. (2019), eq. 4; Brock et al. (2021) for the gain. PyTorch and Flax have
     none; Haiku's ``hk.nets`` has the scaled form.
     """
-    w = jnp.asarray(w)
+    w = as_array(w, "w")
     check_inexact(w, "w")
     kept = canonical_axes(axis, w.ndim, "axis")
     rule = Rule(other_axes(kept, w.ndim), check_epsilon(epsilon), w.dtype)
@@ -241,5 +264,6 @@ def weight_standardize(w, gain=None, *, axis: Axes = -1, epsilon: float = 1e-5) 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _weight_standardize(w, gain, kept, rule):
-    gain, _ = expand_params(gain, None, w.shape, kept, compute_dtype(w.dtype))
+    dtype = compute_dtype(w.dtype)
+    gain, _ = expand_params(gain, None, w.shape, kept, dtype, ("gain", ""))
     return standardize(w, None, gain, None, None, rule)[0]

@@ -12,11 +12,12 @@ ONNX: ``from_onnx`` reads every norm of a model as an ``OnnxNorm``, ``to_onnx`` 
 """
 
 from bnjax.interop._batch_norms import batch_norm_options, check_batch_norms
-from bnjax.interop._files import load_variables, save_safetensors
+from bnjax.interop._files import load_variables
 from bnjax.interop._from_onnx import from_onnx
 from bnjax.interop._haiku import from_haiku, to_haiku
 from bnjax.interop._keras import from_keras, to_keras
 from bnjax.interop._onnx import OnnxNorm
+from bnjax.interop._safetensors import save_safetensors
 from bnjax.interop._to_onnx import to_onnx
 from bnjax.interop._torch import from_torch, load_torch, to_torch
 

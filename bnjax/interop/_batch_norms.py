@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -14,22 +15,35 @@ from flax import nnx
 import bnjax.linen
 import bnjax.nnx
 from bnjax._variables import name
-from bnjax.interop._mapping import Rename, renamed
-from bnjax.interop._optional import optional
+from bnjax.interop._keras import path_of
+from bnjax.interop._names import Rename, renamed
+from bnjax.interop._torch_names import modules
 
 Options = dict[str, dict[str, Any]]
 LINEN = (flax.linen.BatchNorm, bnjax.linen.BatchNorm)
 NNX = (nnx.BatchNorm, bnjax.nnx.BatchNorm)
 # What Flax's own layers, which lack these fields, do.
 FLAX = {"ddof": 0, "debias": False}
+EPSILON = ("eps", "epsilon", "variance_epsilon")
+UNTOLD: Any = object()  # None is a momentum
 
 
-def batch_norm_options(model: Any, rename: Rename = ()) -> Options:
+def batch_norm_options(
+    model: Any, rename: Rename = (), *, defaults: Mapping[str, float | None] | None = None
+) -> Options:
     r"""The arguments with which a Flax batch norm trains and evaluates as each one of a model.
 
     For torch ``momentum`` is 1 − torch's (None, the average of all updates, stays None), ``ddof``
     is 1; for Keras ``momentum`` is Keras's, ``ddof`` is 0. The path is the one that
     :func:`from_torch` and :func:`from_keras` make with the same ``rename``.
+
+    A batch norm is what holds ``running_mean`` and ``running_var`` (in Keras ``moving_mean`` and
+    ``moving_variance``), of whatever class: ``FrozenBatchNorm2d`` of torchvision, detectron2 and
+    timm, in-place ABN, ``SyncBatchNorm``, one of your own, an instance norm that tracks. One that
+    learns nothing and has no momentum is frozen: its running statistics stay as they are, which
+    is ``momentum`` 1; call it with ``use_running_average=True``. What a class does besides is
+    no option of a batch norm: an activation; and ``InPlaceABN`` scales by the absolute value of
+    its weight plus epsilon, so give it such weights before they are converted.
 
     Haiku keeps these nowhere: they are ``BatchNorm(momentum=decay_rate, epsilon=eps,
     debias=True)``.
@@ -37,13 +51,16 @@ def batch_norm_options(model: Any, rename: Rename = ()) -> Options:
     Args:
       model: a ``torch.nn.Module`` or a Keras model or layer.
       rename: as for :func:`from_torch` or :func:`from_keras`.
+      defaults: ``epsilon``, and ``momentum`` as Flax means it, of classes that have them in their
+        code and not in an attribute.
 
     Returns:
       By path, such as ``"layer1/0/bn1"``: ``momentum``, ``epsilon``, ``ddof``, ``use_scale`` and
       ``use_bias``, for :class:`bnjax.linen.BatchNorm` and :class:`bnjax.nnx.BatchNorm`.
 
     Raises:
-      ValueError: a layer of torch has ``track_running_stats=False``.
+      ValueError: a layer of torch has ``track_running_stats=False``; or a class does not tell its
+        epsilon or momentum; or a Keras layer is not built. All such layers are named.
       TypeError: ``model`` is of another library.
 
     Example:
@@ -59,9 +76,11 @@ def batch_norm_options(model: Any, rename: Rename = ()) -> Options:
     """
     keras = sys.modules.get("keras")  # who holds a model of Keras has imported it
     if keras is not None and isinstance(model, keras.Layer):
-        return _keras_options(keras, model, rename)
+        norms = _keras_norms(keras, model)
+        return _options(norms, _keras_options, rename, defaults or {})
     if hasattr(model, "named_modules"):
-        return _torch_options(model, rename)
+        norms = _torch_norms(model)
+        return _options(norms, _torch_options, rename, defaults or {})
     raise TypeError(
         f"model must be a torch.nn.Module or a keras.Model, got {type(model).__name__}. Options of "
         "a Flax model are its own: give expected ones to check_batch_norms."
@@ -130,52 +149,128 @@ def _differences(layer: Any, options: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _torch_options(model: Any, rename: Rename) -> Options:
-    layer_type = optional("torch", "torch").nn.modules.batchnorm._BatchNorm
-    layers = {path: m for path, m in model.named_modules() if isinstance(m, layer_type)}
-    if untracked := [path for path, m in layers.items() if m.running_mean is None]:
+def _options(
+    norms: Mapping[str, Any],
+    options: Callable[[Any], dict[str, Any]],
+    rename: Rename,
+    defaults: Mapping[str, float | None],
+) -> Options:
+    """Options by path in Flax; an error names all norms that do not tell theirs."""
+    if illegal := sorted({*defaults} - {"momentum", "epsilon"}):
+        raise ValueError(f"defaults may be of epsilon and momentum, got {', '.join(illegal)}.")
+    found, untold, differ = {}, [], []
+    for path, layer in norms.items():
+        told = {key: x for key, x in options(layer).items() if x is not UNTOLD}
+        new = {**defaults, **told}
+        where = f"{path or 'the model'} ({type(layer).__name__})"
+        untold += [f"{key} of {where}" for key in ("momentum", "epsilon") if key not in new]
+        there = renamed(path, rename).replace(".", "/")
+        differ += [f"{where} at {there}"] if found.get(there, new) != new else []
+        found[there] = new
+    if untold:
+        raise ValueError(
+            f"{', '.join(untold)} must be an attribute (momentum; {', '.join(EPSILON)}) or given "
+            "as the code of the class has it: defaults={'epsilon': ...}."
+        )
+    if differ:
+        raise ValueError(
+            f"{', '.join(differ)} must have the options of the norm that rename leads there before."
+        )
+    return found
+
+
+def _torch_norms(model: Any) -> dict[str, Any]:
+    """What holds running statistics, by path, whatever its class."""
+    holds = {path: m for path, m in modules(model) if hasattr(m, "running_mean")}
+    untracked = [
+        path
+        for path, m in holds.items()
+        if m.running_mean is None and "InstanceNorm" not in _class(m)
+    ]
+    if untracked:
         raise ValueError(
             f"{', '.join(untracked) or 'the model'}: has track_running_stats=False, and so "
             "evaluates with the statistics of the batch. Flax's layers always have running "
             "statistics: call theirs with use_running_average=False."
         )
+    statistics = ("running_mean", "running_var")
     return {
-        renamed(path, rename).replace(".", "/"): {
-            "momentum": None if m.momentum is None else 1 - m.momentum,
-            "epsilon": m.eps,
-            "ddof": 1,
-            "use_scale": m.weight is not None,
-            "use_bias": m.bias is not None,
-        }
-        for path, m in layers.items()
+        path: m
+        for path, m in holds.items()
+        if all(getattr(m, name, None) is not None for name in statistics)
     }
 
 
-def _keras_options(keras: Any, model: Any, rename: Rename) -> Options:
+def _class(module: Any) -> str:
+    """The class of a torch module, and of what it was before it was scripted."""
+    return getattr(module, "original_name", type(module).__name__)
+
+
+def _torch_options(module: Any) -> dict[str, Any]:
+    learns = any(p.requires_grad for p in module.parameters(recurse=False))
+    momentum = getattr(module, "momentum", UNTOLD if learns else 0.0)
+    if momentum is not None and momentum is not UNTOLD:
+        momentum = 1 - float(momentum)
+    return {
+        "momentum": momentum,
+        "epsilon": _epsilon(module),
+        "ddof": 1,
+        "use_scale": _has(module, "weight", "gamma"),
+        "use_bias": _has(module, "bias", "beta"),
+    }
+
+
+def _epsilon(layer: Any) -> Any:
+    values = [getattr(layer, name) for name in EPSILON if _has(layer, name)]
+    return float(values[0]) if values else UNTOLD
+
+
+def _has(layer: Any, *names: str) -> bool:
+    return any(getattr(layer, name, None) is not None for name in names)
+
+
+def _keras_norms(keras: Any, model: Any) -> dict[str, Any]:
+    """What holds moving averages, by path, whatever its class."""
     # Only this method finds layers inside layers of every kind; model.layers are the outermost.
-    layers = (layer for layer in model._flatten_layers() if isinstance(layer, keras.Layer))
-    return {
-        renamed(_keras_path(layer, model), rename): {
-            "momentum": layer.momentum,
-            "epsilon": layer.epsilon,
-            "ddof": 0,
-            "use_scale": layer.scale,
-            "use_bias": layer.center,
-        }
-        for layer in layers
+    layers = [
+        layer
+        for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization)
+        or (_has(layer, "moving_mean") and _has(layer, "moving_variance"))
+    ]
+    if layers == [model]:
+        return {"": model}
+    if unbuilt := [layer.name for layer in layers if not _has(layer, "moving_mean")]:
+        raise ValueError(
+            f"{', '.join(unbuilt)}: must be built to have a path. Call the model on a batch, or "
+            "model.build(shape)."
+        )
+    return {path_of(layer.moving_mean, model): layer for layer in layers}
+
+
+def _keras_options(layer: Any) -> dict[str, Any]:
+    return {
+        "momentum": getattr(layer, "momentum", UNTOLD),
+        "epsilon": _epsilon(layer),
+        "ddof": 0,
+        "use_scale": _uses(layer, "scale", "gamma"),
+        "use_bias": _uses(layer, "center", "beta"),
     }
 
 
-def _keras_path(layer: Any, model: Any) -> str:
-    return "" if layer is model else layer.path.removeprefix(f"{model.name}/")
+def _uses(layer: Any, flag: str, weight: str) -> bool:
+    """What Keras's layer is told; what one of other hands holds."""
+    told = getattr(layer, flag, None)
+    return told if isinstance(told, bool) else _has(layer, weight)
 
 
 def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Batch norms of a Flax model by path."""
     if isinstance(model, nnx.Module):
         return {name(path): m for path, m in nnx.iter_modules(model) if isinstance(m, NNX)}
-    if not isinstance(model, flax.linen.Module):
+    # What surgery makes of a linen module says how to see its layers as they are now.
+    in_force = getattr(model, "in_force", contextlib.nullcontext)
+    if not (isinstance(model, flax.linen.Module) or hasattr(model, "in_force")):
         raise TypeError(f"model must be an nnx or a linen Module, got {type(model).__name__}.")
     found = {}
 
@@ -184,7 +279,7 @@ def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any
             found[name(context.module.path)] = context.module
         return call(*args, **kwargs)
 
-    with flax.linen.intercept_methods(record):
+    with in_force(), flax.linen.intercept_methods(record):
         jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *args)
     return found
 

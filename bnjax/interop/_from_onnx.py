@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bnjax._variables import choose
 from bnjax.interop._onnx import OnnxNorm
-from bnjax.interop._onnx_node import Scope, read
-from bnjax.interop._optional import optional
+from bnjax.interop._onnx_node import read
+from bnjax.interop._onnx_values import Scope
+from bnjax.interop._optional import one_line, optional
 
 if TYPE_CHECKING:
     import onnx
@@ -31,11 +32,13 @@ def from_onnx(
     population variance (``ddof=0``) of a training batch, :math:`\mu, v` the running ones.
 
     Nodes in the branches and loops of the model and in its local functions are found too. Nothing
-    in a model is executed.
+    in a model is executed but, on stored arrays, what turns them into those of a norm.
 
     Args:
-      model: the model, or its file. Arrays may be initialisers (overridable ones too: the value
-        in the file counts) or constants, by way of Identity.
+      model: the model, or its file. Arrays may be initialisers, sparse ones and overridable ones
+        (the value in the file counts) among them, or constants; and what nodes make of these:
+        Cast, Reshape, Transpose, Squeeze and the like, Concat, Split, Slice, Expand,
+        ConstantOfShape, DequantizeLinear, and arithmetic.
       nodes: regular expression, to be found anywhere in a name; all norms by default.
 
     Returns:
@@ -50,7 +53,9 @@ def from_onnx(
       TypeError: ``model`` is neither a model nor a file; a graph alone does not say its opset.
       ValueError: all nodes that cannot be read, each with its reasons: kinds, versions, inputs or
         attributes that are not known; arrays that are computed, external, missing or of a wrong
-        shape; training before opset 14; ``spatial=0``; or ``nodes`` matches none.
+        shape; training before opset 14; ``spatial=0``; or ``nodes`` matches none; or the file is
+        no model.
+      OSError: there is no such file.
 
     Example:
       >>> import numpy as np
@@ -69,8 +74,8 @@ def from_onnx(
     proto = _model(model)
     opset = _opset(proto)
     found = [
-        (node.name or node.output[0], node, scope)
-        for node, scope in _walk(proto.graph, Scope({}, {}, {}))
+        (node.name or next(iter(node.output), ""), node, scope)
+        for node, scope in _walk(proto.graph, Scope({}, {}, {}, {}))
         if _NORM.search(node.op_type)
     ]
     if nodes is not None:
@@ -95,15 +100,26 @@ def from_onnx(
 def _model(model) -> Any:
     onnx = optional("onnx")
     if isinstance(model, (str, os.PathLike)):
-        model = onnx.load(model)
+        model = _understood(f"{os.fspath(model)}: no model of ONNX", onnx.load, model)
     if not isinstance(model, onnx.ModelProto):
         raise TypeError(
             f"model must be an onnx.ModelProto or the path of one, got {type(model).__name__}. A "
             "graph does not say its opset: wrap it with onnx.helper.make_model."
         )
     if model.functions:
-        model = optional("onnx.inliner").inline_local_functions(model)
+        inline = optional("onnx.inliner").inline_local_functions
+        model = _understood("model has local functions that cannot be inlined", inline, model)
     return model
+
+
+def _understood(fault: str, function: Callable[[Any], Any], argument: Any) -> Any:
+    """What onnx makes of ``argument``; where it is damaged, ValueError instead of many kinds."""
+    try:
+        return function(argument)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{fault}, or damaged: {one_line(error)}.") from error
 
 
 def _opset(model) -> int:
@@ -117,6 +133,9 @@ def _walk(graph, outer: Scope) -> Iterator[tuple[Any, Scope]]:
     """Every node with what it can see, those of subgraphs after the node that holds them."""
     scope = _scope(graph, outer)
     for node in graph.node:
+        texts = (node.op_type, node.domain, node.name, *node.input, *node.output)
+        if not all(isinstance(text, str) for text in texts):  # protobuf then has bytes
+            raise ValueError(f"model is damaged: of the names {texts} one is no text.")
         yield node, scope
         for attribute in node.attribute:
             for subgraph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
@@ -124,19 +143,14 @@ def _walk(graph, outer: Scope) -> Iterator[tuple[Any, Scope]]:
 
 
 def _scope(graph, outer: Scope) -> Scope:
-    tensors = outer.tensors | {tensor.name: tensor for tensor in graph.initializer}
-    makers, shapes = dict(outer.makers), dict(outer.shapes)
-    for node in graph.node:
-        makers |= dict.fromkeys(node.output, node.op_type)
-        if node.op_type == "Constant":
-            values = (a.t for a in node.attribute if a.name == "value")
-            tensors |= zip(node.output, values, strict=False)
-        elif node.op_type == "Identity" and node.input[0] in tensors:
-            tensors[node.output[0]] = tensors[node.input[0]]
+    sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
+    tensors = outer.tensors | sparse | {tensor.name: tensor for tensor in graph.initializer}
+    makers = outer.makers | {name: node for node in graph.node for name in node.output}
+    shapes = dict(outer.shapes)
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
             shapes[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else None for d in dims
             )
-    return Scope(tensors, makers, shapes)
+    return Scope(tensors, makers, shapes, {})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from bnjax.interop import _mapping
-from bnjax.interop._mapping import Place, Places, Rename, Shape, leaf_name, reshaped
+from bnjax.interop._convolutions import Kinds, kernel_places, kinds
+from bnjax.interop._layout import Layout, Shape, reshaped, transposed
+from bnjax.interop._mapping import Leaves, Place
+from bnjax.interop._names import CONVOLUTION, Choice, Rename, layers_with, leaf_name, renamed
 
 Tree = dict[str, dict[str, Any]]
 # Haiku's names: name in Flax. All others are parameters of the same name.
@@ -26,7 +29,7 @@ def from_haiku(
     variables: Any,
     rename: Rename = (),
     *,
-    transposed: str | None = None,
+    transposed: Choice = None,
     ignore: str | None = None,
 ) -> Any:
     r"""Variables with the parameters and running statistics of a Haiku model.
@@ -34,17 +37,21 @@ def from_haiku(
     ``w``, ``b``, ``scale``, ``offset`` and ``embeddings`` become ``kernel``, ``bias``, ``scale``,
     ``bias`` and ``embedding``; axes of size one of a norm are dropped. Of each moving average
     ``average`` becomes ``mean`` or ``var``, which is what Haiku evaluates with, and ``counter``
-    becomes ``count``. Haiku debiases: the layer that trains on as ``hk.BatchNorm`` does is
-    ``BatchNorm(momentum=decay_rate, epsilon=eps, debias=True)``, whose ``count`` is needed for it.
+    becomes ``count``, 0 if there is none. Haiku debiases: the layer that trains on as
+    ``hk.BatchNorm`` does is ``BatchNorm(momentum=decay_rate, epsilon=eps, debias=True)``, whose
+    ``count`` is needed for it.
 
     Args:
       params, state: of ``hk.transform_with_state``; the state may be None.
       variables: what is to be filled: linen's ``{"params": ..., "batch_stats": ...}`` or an
         ``nnx.State``, of arrays or ``jax.ShapeDtypeStruct``. Other collections are carried along.
-      rename: pairs (regular expression, replacement), applied in turn to the name of each module,
-        such as ``"net/~/batch_norm"``.
+      rename: pairs (regular expression, replacement) and functions from a name to the new one,
+        applied in turn to the name of each module, such as ``"net/~/batch_norm"``; or one such
+        function.
       transposed: regular expression, found in the names of the transposed convolutions; needed
-        for each of them. Their target is Flax's ``ConvTranspose`` with ``transpose_kernel=False``.
+        for each of them, as nothing but names is known. Their target is Flax's ``ConvTranspose``
+        with ``transpose_kernel=False``. False if there is none. None asks for it as
+        :func:`bnjax.interop.from_torch` does.
       ignore: regular expression; names, such as ``"linear/w"``, and leaves in which it is found
         are left as they are.
 
@@ -52,8 +59,9 @@ def from_haiku(
       A tree of the kind, the shapes and the dtypes of ``variables``.
 
     Raises:
-      ValueError: lists all unknown, missing, doubly led to and mis-shaped names; or all values
-        that do not fit into the dtype of their leaf.
+      ValueError: lists all unknown, missing, doubly led to, mis-shaped and doubtful names; or all
+        values that do not fit into the dtype of their leaf; or all leaves left out that are a
+        ``jax.ShapeDtypeStruct``, and so have no value to be left at.
 
     Example:
       >>> import numpy as np
@@ -69,8 +77,8 @@ def from_haiku(
     ``average * (1 - decay ** counter)``.
     """
     foreign = _named(params, state)
-    places = _places_of(foreign, rename, transposed)
-    return _mapping.read(foreign, variables, places, "haiku", ignore)
+    names = _names_of(foreign, rename, transposed)
+    return _mapping.read(foreign, variables, names, "haiku", ignore)
 
 
 def to_haiku(
@@ -80,14 +88,15 @@ def to_haiku(
     rename: Rename = (),
     *,
     decay: float | None = None,
-    transposed: str | None = None,
+    transposed: Choice = None,
     ignore: str | None = None,
 ) -> tuple[Tree, Tree]:
     r"""Parameters and state of Haiku with the values of variables.
 
     :func:`from_haiku` read backwards. Haiku evaluates with the running statistics and trains on
     from them as bnjax does: ``counter`` is ``count`` and ``hidden`` fits it. Layers without a
-    ``count`` average plainly, as Haiku does after very many updates: their ``counter`` is 2³⁰.
+    ``count`` average plainly, as Haiku does after very many updates: their ``counter`` is 2³⁰. A
+    ``count`` of 0 is that of a new model in Haiku, whose first batch replaces the averages.
 
     Args:
       variables: of linen or nnx.
@@ -116,13 +125,10 @@ def to_haiku(
     Source: as :func:`from_haiku`.
     """
     foreign = _named(params, state)
-    places = _places_of(foreign, rename, transposed)
-    new = _mapping.write(variables, foreign, places, "haiku", ignore)
-    derived = {}
-    for module in state or {}:
-        if _average(module) and f"{module}/average" in new:
-            derived |= _hidden_and_counter(module, new, foreign, decay)
-    new |= derived
+    names = _names_of(foreign, rename, transposed)
+    new = _mapping.write(variables, foreign, names, "haiku", ignore)
+    for layer in {average[0] for module in state or {} if (average := _average(module))}:
+        new |= _averaging(layer, new, foreign, decay)
     return _nested(params, new), _nested(state or {}, new)
 
 
@@ -156,63 +162,77 @@ def _average(module: str) -> tuple[str, str] | None:
     return (layer, AVERAGES[ema]) if ema in AVERAGES else None
 
 
-def _places_of(foreign: Mapping[str, Any], rename: Rename, transposed: str | None) -> Places:
-    """The rules for the modules of ``foreign``."""
-    convolutions = _mapping.layers_with(foreign, "w", "/", _mapping.CONVOLUTION)
-    chosen = _mapping.chosen(convolutions, transposed, "transposed")
-    return functools.partial(_places, rename=rename, transposed=chosen)
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """The rules for the modules of one model."""
+
+    rename: Rename
+    convolutions: Kinds
+
+    def __call__(self, name: str, shape: Shape, leaves: Leaves) -> list[list[Place]]:
+        module, _, leaf = name.rpartition("/")
+        average = _average(module)
+        if average:
+            path = renamed(average[0], self.rename)
+            return _statistic(leaf, shape, leaves, path, average[1])
+        ours = LEAVES.get(leaf, leaf)
+        here = leaf_name("params", renamed(module, self.rename), ours)
+        if leaf == "w" and len(shape) in CONVOLUTION:
+            *space, o, i = range(len(shape))  # (..., out, in), and not reversed
+            flipped = transposed(shape, [*space, i, o])
+            plain, sizes = reshaped(shape), shape[:-2]
+            return [kernel_places(module, here, plain, flipped, sizes, self.convolutions)]
+        norm = ours in ("scale", "bias")
+        return [[Place(here, _features(shape, here, leaves) if norm else reshaped(shape))]]
 
 
-def _places(
-    name: str, shape: Shape, leaves: Iterable[str], *, rename: Rename, transposed: set[str]
-) -> Sequence[Place] | None:
-    module, _, leaf = name.rpartition("/")
-    average = _average(module)
-    if average:
-        return _statistic(leaf, shape, leaves, _mapping.renamed(average[0], rename), average[1])
-    ours = LEAVES.get(leaf, leaf)
-    layout = reshaped(shape)
-    if leaf == "w" and module in transposed:  # (..., out, in), and not reversed
-        *space, o, i = range(len(shape))
-        layout = _mapping.transposed(shape, [*space, i, o])
-    if ours in ("scale", "bias"):
-        layout = reshaped(_features(shape))
-    return [Place(leaf_name("params", _mapping.renamed(module, rename), ours), layout)]
+def _names_of(foreign: Mapping[str, Any], rename: Rename, transposed: Choice) -> Names:
+    """The rules for ``foreign``; no object of Haiku knows the types of its modules."""
+    return Names(rename, kinds(layers_with(foreign, "w", "/", CONVOLUTION), {}, transposed))
 
 
 def _statistic(
-    leaf: str, shape: Shape, leaves: Iterable[str], path: str, statistic: str
-) -> Sequence[Place] | None:
+    leaf: str, shape: Shape, leaves: Leaves, path: str, statistic: str
+) -> list[list[Place]]:
     """Mean and variance have a counter each, always equal: the one of the mean is the count."""
     place = leaf_name("batch_stats", path, statistic)
     count = leaf_name("batch_stats", path, "count")
     if leaf == "average":
-        return [Place(place, reshaped(_features(shape)))]
+        return [[Place(place, _features(shape, place, leaves))]]
     if leaf == "counter" and statistic == "mean" and count in leaves:
-        return [Place(count, reshaped(shape))]
-    return None  # follows from the others
+        return [[Place(count, reshaped(shape))]]
+    return []  # follows from the others
 
 
-def _features(shape: Shape) -> Shape:
+def _features(shape: Shape, leaf: str, leaves: Leaves) -> Layout:
     """The axes that a norm keeps: Haiku keeps the others too, with size one."""
-    return tuple(n for n in shape if n != 1) or (1,)
+    kept = tuple(n for n in shape if n != 1)
+    ours = leaves.get(leaf, ())
+    same = tuple(n for n in ours if n != 1) == kept
+    return reshaped(shape, ours if same else kept or (1,))
 
 
-def _hidden_and_counter(
-    module: str, new: Mapping[str, Any], foreign: Mapping[str, Any], decay: float | None
+def _averaging(
+    layer: str, new: Mapping[str, np.ndarray], foreign: Mapping[str, Any], decay: float | None
 ) -> dict[str, np.ndarray]:
-    """What belongs to the new average, so that the next update starts from it."""
-    average = new[f"{module}/average"]
-    layer, _, _ = module.rpartition("/")
-    counter = new.get(f"{layer}/mean_ema/counter")
-    if counter is not None and (decay is None or not 0 <= decay < 1):
+    """What belongs to the new averages, so that the next update starts from them."""
+    count = new.get(f"{layer}/~/mean_ema/counter")
+    if count is not None and (decay is None or not 0 <= decay < 1):
         raise ValueError(
-            f"decay must be the decay_rate of hk.BatchNorm, in [0, 1), as {layer[:-2]} counts its "
+            f"decay must be the decay_rate of hk.BatchNorm, in [0, 1), as {layer} counts its "
             f"updates, got {decay!r}."
         )
-    weight = 1.0 if counter is None else 1 - float(decay or 0) ** float(counter)
-    counter = np.full(foreign[f"{module}/counter"].shape, MANY) if counter is None else counter
-    return {
-        f"{module}/hidden": (average * weight).astype(average.dtype),
-        f"{module}/counter": np.asarray(counter, foreign[f"{module}/counter"].dtype),
-    }
+    counter = MANY if count is None else int(count)
+    weight = 1.0 if count is None else 1 - float(decay or 0) ** counter
+    derived = {}
+    averages = {ema: new.get(f"{layer}/~/{ema}/average") for ema in AVERAGES}
+    for ema, average in averages.items():
+        if average is None:
+            continue
+        values = {"hidden": average * weight, "counter": counter}
+        for leaf, x in values.items():
+            name = f"{layer}/~/{ema}/{leaf}"
+            if name in foreign:
+                like = foreign[name]
+                derived[name] = np.asarray(np.broadcast_to(x, like.shape), like.dtype)
+    return derived

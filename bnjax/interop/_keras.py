@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bnjax.interop import _mapping
-from bnjax.interop._mapping import Layout, Place, Places, Rename, Shape, leaf_name, reshaped
+from bnjax.interop._convolutions import Kinds, kernel_places, kinds
+from bnjax.interop._layout import Layout, Shape, reshaped, transposed
+from bnjax.interop._mapping import Leaves, Place
+from bnjax.interop._names import (
+    CONVOLUTION,
+    Choice,
+    Rename,
+    chosen,
+    layers_with,
+    leaf_name,
+    renamed,
+)
 from bnjax.interop._optional import optional
 
 # Keras's names: collection and name in Flax. All others are parameters of the same name.
@@ -20,6 +31,11 @@ LEAVES = {
     "moving_variance": ("batch_stats", "var"),
     "embeddings": ("params", "embedding"),
 }
+# Kernels of a separable convolution: layer and name of what each is in Flax.
+SEPARABLE = {
+    "depthwise_kernel": ("depthwise", "kernel"),
+    "pointwise_kernel": ("pointwise", "kernel"),
+}
 
 
 def from_keras(
@@ -27,8 +43,8 @@ def from_keras(
     variables: Any,
     rename: Rename = (),
     *,
-    transposed: str | None = None,
-    depthwise: str | None = None,
+    transposed: Choice = None,
+    depthwise: Choice = None,
     ignore: str | None = None,
 ) -> Any:
     r"""Variables with the weights and running statistics of a Keras model.
@@ -36,7 +52,13 @@ def from_keras(
     ``gamma``, ``beta``, ``moving_mean``, ``moving_variance`` and ``embeddings`` become ``scale``,
     ``bias``, ``mean``, ``var`` and ``embedding``; kernels lie alike in both. Keras's momentum is
     the decay and its running variance that of the population, as in Flax; its epsilon is 1e-3 by
-    default and no weight: see :func:`batch_norm_options`.
+    default and no weight: see :func:`batch_norm_options`. Keras counts no updates: a ``count``
+    is left at 0, which beside statistics means an unknown number of them.
+
+    The layers of a model are transposed or depthwise convolutions by their type. A
+    ``SeparableConv2D`` becomes two layers, ``depthwise`` and ``pointwise`` below its path, of
+    which the second has the bias; ``rename`` sees ``"path/depthwise"`` and ``"path/pointwise"``.
+    Given weights by path alone, transposed convolutions are asked for as in :func:`from_torch`.
 
     Args:
       source: the model or layer, or its weights by path (``model.get_weights()`` under ``w.path``
@@ -44,20 +66,24 @@ def from_keras(
         without its own name.
       variables: what is to be filled: linen's ``{"params": ..., "batch_stats": ...}`` or an
         ``nnx.State``, of arrays or ``jax.ShapeDtypeStruct``. Other collections are carried along.
-      rename: pairs (regular expression, replacement), applied in turn to the path of each layer,
-        such as ``"block/batch_normalization"``.
+      rename: pairs (regular expression, replacement) and functions from a path to the new one,
+        applied in turn to the path of each layer, such as ``"block/batch_normalization"``; or one
+        such function.
       transposed: regular expression, found in the paths of the transposed convolutions whose
-        target is Flax's ``ConvTranspose``. Leave out those with ``transpose_kernel=True``.
+        target is Flax's ``ConvTranspose``; all others are then ordinary ones, or have a target
+        with ``transpose_kernel=True``. False if there is none. None goes by types and shapes,
+        and takes a target that fits both ways for one with ``transpose_kernel=False``.
       depthwise: the same for depthwise convolutions, whose target is a ``Conv`` of as many groups
-        as channels.
+        as channels. None goes by types.
       ignore: regular expression; weights and leaves in which it is found are left as they are.
 
     Returns:
       A tree of the kind, the shapes and the dtypes of ``variables``.
 
     Raises:
-      ValueError: lists all unknown, missing, doubly led to and mis-shaped names; or all values
-        that do not fit into the dtype of their leaf.
+      ValueError: lists all unknown, missing, doubly led to, mis-shaped and doubtful names; or all
+        values that do not fit into the dtype of their leaf; or all leaves left out that are a
+        ``jax.ShapeDtypeStruct``, and so have no value to be left at.
 
     Example:
       >>> import numpy as np
@@ -70,8 +96,8 @@ def from_keras(
     Source: ``model.weights`` of Keras 3. Its own ``set_weights`` goes by the order of weights.
     """
     foreign = _weights(source)
-    places = _places_of(foreign, rename, transposed, depthwise)
-    return _mapping.read(foreign, variables, places, "keras", ignore)
+    names = _names_of(foreign, source, rename, transposed, depthwise)
+    return _mapping.read(foreign, variables, names, "keras", ignore)
 
 
 def to_keras(
@@ -79,8 +105,8 @@ def to_keras(
     like: Any,
     rename: Rename = (),
     *,
-    transposed: str | None = None,
-    depthwise: str | None = None,
+    transposed: Choice = None,
+    depthwise: Choice = None,
     ignore: str | None = None,
 ) -> dict[str, np.ndarray]:
     r"""Weights of a Keras model with the values of variables: :func:`from_keras` read backwards.
@@ -109,8 +135,8 @@ def to_keras(
     Source: ``model.set_weights`` of Keras 3, which takes a list in the order of ``model.weights``.
     """
     foreign = _weights(like)
-    places = _places_of(foreign, rename, transposed, depthwise)
-    return {**foreign, **_mapping.write(variables, foreign, places, "keras", ignore)}
+    names = _names_of(foreign, like, rename, transposed, depthwise)
+    return {**foreign, **_mapping.write(variables, foreign, names, "keras", ignore)}
 
 
 def _weights(source: Any) -> Mapping[str, Any]:
@@ -132,34 +158,93 @@ def _weights(source: Any) -> Mapping[str, Any]:
     return dict(zip(paths, arrays, strict=True))
 
 
-def _places_of(
-    foreign: Mapping[str, Any], rename: Rename, transposed: str | None, depthwise: str | None
-) -> Places:
-    """The rules for the layers of ``foreign``."""
-    layers = _mapping.layers_with(foreign, "kernel", "/", _mapping.CONVOLUTION)
-    return functools.partial(
-        _places,
+class Types(NamedTuple):
+    """What the layers of a model are, by path."""
+
+    transposed: dict[str, bool]
+    depthwise: dict[str, bool]
+
+
+def _types(source: Any) -> Types:
+    """Types of the convolutions of a model or a layer; nothing of arrays by path."""
+    types = Types({}, {})
+    if isinstance(source, Mapping):
+        return types
+    layers = optional("keras", "keras").layers
+    transposed = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+    depthwise = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+    ordinary = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+    for layer in flat_layers(source):
+        if isinstance(layer, (*transposed, *depthwise, *ordinary)):
+            path = path_of(layer.kernel, source)
+            types.transposed[path] = isinstance(layer, transposed)
+            types.depthwise[path] = isinstance(layer, depthwise)
+    return types
+
+
+def flat_layers(model: Any) -> Iterator[Any]:
+    """The built layers of a model, those inside others and itself included."""
+    # Only this method finds layers inside layers of every kind; model.layers are the outermost.
+    return (layer for layer in model._flatten_layers() if getattr(layer, "weights", None))
+
+
+def path_of(weight: Any, model: Any) -> str:
+    """The path of the layer that holds ``weight``, without the name of the model."""
+    return weight.path.removeprefix(f"{model.name}/").rpartition("/")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """The rules for the weights of one model."""
+
+    paths: frozenset[str]
+    rename: Rename
+    convolutions: Kinds
+    depthwise: frozenset[str]
+
+    def __call__(self, name: str, shape: Shape, leaves: Leaves) -> list[list[Place]]:
+        layer, _, leaf = name.rpartition("/")
+        collection, ours = LEAVES.get(leaf, ("params", leaf))
+        path = renamed(layer, self.rename)
+        here = leaf_name(collection, path, ours)
+        if leaf == "kernel" and layer in self.depthwise:
+            return [[Place(here, _depthwise(shape))]]
+        if leaf == "kernel" and len(shape) in CONVOLUTION:
+            *space, o, i = range(len(shape))  # (..., out, in), running backwards
+            flipped = transposed(shape, [*space, i, o], tuple(space))
+            places = kernel_places(
+                layer, here, reshaped(shape), flipped, shape[:-2], self.convolutions
+            )
+            return [places]
+        return [[Place(here, reshaped(shape)), *self._separable(layer, leaf, shape)]]
+
+    def _separable(self, layer: str, leaf: str, shape: Shape) -> list[Place]:
+        """A separable convolution is a depthwise one and one of size 1, which has the bias."""
+        if not {leaf_name("", layer, kernel) for kernel in SEPARABLE} <= self.paths:
+            return []
+        name, ours = SEPARABLE.get(leaf, ("pointwise", leaf))
+        path = renamed(leaf_name("", layer, name), self.rename)
+        layout = _depthwise(shape) if name == "depthwise" else reshaped(shape)
+        return [Place(leaf_name("params", path, ours), layout)]
+
+
+def _depthwise(shape: Shape) -> Layout:
+    """(..., channels, multiplier) as the kernel of as many groups as channels."""
+    return reshaped(shape, (*shape[:-2], 1, shape[-2] * shape[-1]))
+
+
+def _names_of(
+    foreign: Mapping[str, Any], source: Any, rename: Rename, transposed: Choice, depthwise: Choice
+) -> Names:
+    """The rules for ``foreign``, weights of ``source``."""
+    layers, types = layers_with(foreign, "kernel", "/", CONVOLUTION), _types(source)
+    groups = chosen(layers, depthwise, "depthwise")
+    if depthwise is None:
+        groups = {layer for layer, found in types.depthwise.items() if found}
+    rest = [layer for layer in layers if layer not in groups]
+    return Names(
+        paths=frozenset(foreign),
         rename=rename,
-        transposed=_mapping.chosen(layers, transposed, "transposed"),
-        depthwise=_mapping.chosen(layers, depthwise, "depthwise"),
+        convolutions=kinds(rest, types.transposed, transposed),
+        depthwise=frozenset(groups),
     )
-
-
-def _places(
-    name: str,
-    shape: Shape,
-    leaves: Iterable[str],
-    *,
-    rename: Rename,
-    transposed: set[str],
-    depthwise: set[str],
-) -> Sequence[Place]:
-    layer, _, leaf = name.rpartition("/")
-    collection, ours = LEAVES.get(leaf, ("params", leaf))
-    layout = reshaped(shape)
-    if leaf == "kernel" and layer in transposed:  # (..., out, in), running backwards
-        *space, o, i = range(len(shape))
-        layout = _mapping.transposed(shape, [*space, i, o], tuple(space))
-    if leaf == "kernel" and layer in depthwise:  # (..., channels, multiplier)
-        layout = Layout(shape, layout.order, (*shape[:-2], 1, shape[-2] * shape[-1]))
-    return [Place(leaf_name(collection, _mapping.renamed(layer, rename), ours), layout)]

@@ -1,14 +1,14 @@
 """Foreign names paired with leaves of variables, and arrays copied along the pairs.
 
-A library's rules say for each foreign name which leaf it may be and how its axes lie there. The
+A library's rules say for each foreign name which leaves it may be and how its axes lie there. The
 same pairs serve both directions, so what one direction reads the other writes.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,89 +17,40 @@ import numpy as np
 
 from bnjax import _variables
 from bnjax._variables import Flat, Path
+from bnjax.interop._layout import Layout, Shape
+from bnjax.interop._names import chosen
+from bnjax.interop._values import cast, is_empty, refuse_losses, to_numpy
 
-Shape = tuple[int, ...]
-CONVOLUTION = range(3, 6)  # axes of a kernel over one to three axes of space
-Rename = Sequence[tuple[str, str]]
-
-
-class Layout(NamedTuple):
-    """How a foreign array lies in ours: reshaped, transposed, flipped, reshaped."""
-
-    split: Shape  # the foreign shape, with axes apart that we order differently
-    order: Shape  # our axes by theirs, as for np.transpose
-    shape: Shape  # ours
-    flip: Shape = ()  # axes, of ours before the last reshape, that run backwards
-
-    def read(self, x: np.ndarray) -> np.ndarray:
-        return np.flip(x.reshape(self.split).transpose(self.order), self.flip).reshape(self.shape)
-
-    def write(self, x: np.ndarray, shape: Shape) -> np.ndarray:
-        x = np.flip(x.reshape([self.split[a] for a in self.order]), self.flip)
-        return x.transpose(np.argsort(self.order)).reshape(shape)
+Part = slice | EllipsisType  # of the first axis of a foreign array
 
 
 class Place(NamedTuple):
-    """A leaf that a foreign array may be."""
+    """A leaf that a foreign array, or a part of it, may be."""
 
     leaf: str  # "params/block/kernel"
     layout: Layout
+    part: Part = ...
+    option: str = ""  # the argument that alone may say that the array lies so
+    faint: bool = False  # nothing but the shape speaks for it
 
 
 class Pair(NamedTuple):
     name: str
     path: Path
     layout: Layout
+    part: Part
 
 
-# Of a foreign name, its shape and all leaves: where it may lie, best first; None if it is known to
-# have no counterpart.
-Places = Callable[[str, Shape, Iterable[str]], Sequence[Place] | None]
+class Pairing(NamedTuple):
+    pairs: list[Pair]
+    uncounted: list[Path]  # counters of norms whose statistics come without one
 
 
-def transposed(shape: Shape, order: Sequence[int], flip: Shape = ()) -> Layout:
-    """Axes in another order."""
-    return Layout(shape, tuple(order), tuple(shape[a] for a in order), flip)
-
-
-def reshaped(shape: Shape) -> Layout:
-    """Elements in the same order in ``shape``."""
-    return Layout(shape, tuple(range(len(shape))), shape)
-
-
-def leaf_name(collection: str, layer: str, leaf: str) -> str:
-    """``"params/block/kernel"``; ``"params/kernel"`` when the layer is the model itself."""
-    return "/".join(part for part in (collection, layer, leaf) if part)
-
-
-def renamed(layer: str, rename: Rename) -> str:
-    """``layer`` after each substitution of ``rename`` in turn."""
-    for rule in rename:
-        if isinstance(rule, str) or len(rule) != 2:
-            raise ValueError(
-                f"rename must be pairs (regular expression, replacement), got {rule!r} in it. "
-                r"A single rule is rename=[(r'\.bn', '/BatchNorm_')]."
-            )
-        layer = re.sub(*rule, layer)
-    return layer
-
-
-def layers_with(foreign: Mapping[str, Any], leaf: str, separator: str, ranks: range) -> list[str]:
-    """Names of the layers whose array called ``leaf`` has so many axes."""
-    names = {name: name.rpartition(separator) for name in foreign if isinstance(name, str)}
-    return [
-        layer
-        for name, (layer, _, last) in names.items()
-        if last == leaf and len(getattr(foreign[name], "shape", ())) in ranks
-    ]
-
-
-def chosen(layers: Iterable[str], pattern: str | None, argument: str) -> set[str]:
-    """The foreign layers in which ``pattern`` is found, none for None."""
-    if pattern is None:
-        return set()
-    paths = [(layer,) for layer in layers]
-    return {str(layer) for (layer,) in _variables.choose(paths, pattern, argument)}
+# Shapes of all leaves of params and batch_stats, by name.
+Leaves = Mapping[str, Shape]
+# Of a foreign name, its shape and all leaves: for each part of the array the places where it may
+# lie, best first. No part: it is known to have no counterpart.
+Places = Callable[[str, Shape, Leaves], Sequence[Sequence[Place]]]
 
 
 def read(
@@ -107,13 +58,19 @@ def read(
 ) -> Any:
     """``variables`` with the values of ``foreign``, in their own dtypes."""
     flat, rebuild = _variables.flatten(variables)
+    pairs, uncounted = pair(foreign, flat, places, library, ignore)
+    if empty := [name for name, *_ in pairs if is_empty(foreign[name])]:
+        raise ValueError(f"{library} has no values at {', '.join(empty)}, only shapes.")
     new, losses = dict(flat), []
-    for name, path, layout in pair(foreign, flat, places, library, ignore):
+    for name, path, layout, part in pairs:
         dtype = jax.dtypes.canonicalize_dtype(flat[path].dtype)
-        x, loss = _cast(layout.read(_to_numpy(foreign[name])), dtype)
+        x, loss = cast(layout.read(to_numpy(foreign[name])[part]), dtype)
         new[path] = jnp.asarray(x)
         losses += [f"{name}: {loss}"] if loss else []
-    _refuse_losses(losses)
+    refuse_losses(losses)
+    for path in uncounted:  # statistics of nobody knows how many updates
+        new[path] = jnp.zeros(flat[path].shape, flat[path].dtype)
+    _check_values(new, [path for path in flat if path[0] in _variables.KINDS])
     return rebuild(new)
 
 
@@ -122,60 +79,112 @@ def write(
 ) -> dict[str, np.ndarray]:
     """The values of ``variables`` by foreign name, in the shapes and dtypes of ``foreign``."""
     flat, _ = _variables.flatten(variables)
+    pairs, _ = pair(foreign, flat, places, library, ignore)
+    _check_values(flat, [path for _, path, _, _ in pairs])
     new, losses = {}, []
-    for name, path, layout in pair(foreign, flat, places, library, ignore):
-        like = foreign[name]
-        dtype = np.dtype(str(like.dtype).removeprefix("torch."))
-        new[name], loss = _cast(layout.write(np.asarray(flat[path]), tuple(like.shape)), dtype)
+    for name, path, layout, part in pairs:
+        whole = new.setdefault(name, _blank(foreign[name], part))
+        x, loss = cast(layout.write(np.asarray(flat[path]), whole[part].shape), whole.dtype)
+        whole[part] = x
         losses += [f"{_variables.name(path)}: {loss}"] if loss else []
-    _refuse_losses(losses)
+    refuse_losses(losses)
     return new
 
 
 def pair(
     foreign: Mapping[str, Any], flat: Flat, places: Places, library: str, ignore: str | None
-) -> list[Pair]:
+) -> Pairing:
     """Each foreign name with its leaf; one error lists all that do not fit."""
     _check_foreign(foreign, library)
     _check_leaves(flat)
-    leaves = {_variables.name(path): path for path in flat if path[0] in _variables.KINDS}
+    paths = {_variables.name(path): path for path in flat if path[0] in _variables.KINDS}
+    leaves = {leaf: tuple(flat[path].shape) for leaf, path in paths.items()}
     left_out = chosen([*foreign, *leaves], ignore, "ignore")
     pairs: dict[str, Pair] = {}
-    unknown, twice, misshapen = [], [], []
-    for name, x in foreign.items():
-        candidates = places(name, tuple(x.shape), leaves.keys())
-        if candidates is None:
-            continue
-        place = next((place for place in candidates if place.leaf in leaves), None)
+    unknown, twice, misshapen, doubts = [], [], [], []
+    parts = [
+        (name, x, slot)
+        for name, x in foreign.items()
+        for slot in places(name, tuple(x.shape), leaves)
+    ]
+    for name, x, slot in parts:
+        place = _best(slot, leaves)
         if name in left_out or (place and place.leaf in left_out):
             left_out |= {place.leaf} if place else set()
         elif place is None:
-            unknown.append(f"{name} (no {' or '.join(place.leaf for place in candidates)})")
+            unknown.append(f"{name} (no {' or '.join(dict.fromkeys(p.leaf for p in slot))})")
         elif place.leaf in pairs:
             twice.append(f"{pairs[place.leaf].name} and {name} (both {place.leaf})")
         else:
-            pairs[place.leaf] = Pair(name, leaves[place.leaf], place.layout)
-            misshapen += _misfit(name, x, place, flat[leaves[place.leaf]])
-    missing = [leaf for leaf in leaves if leaf not in pairs and leaf not in left_out]
+            pairs[place.leaf] = Pair(name, paths[place.leaf], place.layout, place.part)
+            misshapen += _misfit(name, x, place, leaves[place.leaf])
+            doubts += _doubts(name, place, slot, leaves)
+    rest = [leaf for leaf in leaves if leaf not in pairs and leaf not in left_out]
+    uncounted = [leaf for leaf in rest if _counts(leaf, pairs)]
     faults = {
         f"unknown names of {library}": unknown,
-        f"leaves of variables missing in {library}": missing,
+        f"leaves of variables missing in {library}": [x for x in rest if x not in uncounted],
         "two names for one leaf": twice,
         "shapes that differ": misshapen,
+        **_questions(doubts),
     }
     if any(faults.values()):
         raise ValueError(_report(faults, library))
-    return list(pairs.values())
+    return Pairing(list(pairs.values()), [paths[leaf] for leaf in uncounted])
 
 
-def _misfit(name: str, x: Any, place: Place, leaf: Any) -> list[str]:
+def _best(slot: Sequence[Place], leaves: Leaves) -> Place | None:
+    """The first place that exists and fits; else the first that exists."""
+    there = [place for place in slot if place.leaf in leaves and not place.option]
+    fitting = [place for place in there if place.layout.shape == leaves[place.leaf]]
+    return next(iter([*fitting, *there]), None)
+
+
+def _counts(leaf: str, pairs: Mapping[str, Pair]) -> bool:
+    """Whether ``leaf`` counts the updates of statistics that are among ``pairs``."""
+    layer, _, own = leaf.rpartition("/")
+    return leaf.startswith("batch_stats/") and own == "count" and f"{layer}/mean" in pairs
+
+
+class Doubt(NamedTuple):
+    """An array that fits in two ways, or in none but the one that ``option`` must ask for."""
+
+    option: str
+    name: str
+    faint: bool
+
+
+def _doubts(name: str, place: Place, slot: Sequence[Place], leaves: Leaves) -> list[Doubt]:
+    shape = leaves[place.leaf]
+    return [
+        Doubt(other.option, name, other.faint and place.layout.shape == shape)
+        for other in slot
+        if other.option and other.leaf == place.leaf and other.layout.shape == shape
+        if other.layout.differs(place.layout)
+    ]
+
+
+def _questions(doubts: Sequence[Doubt]) -> dict[str, list[str]]:
+    """Faults by title: of each option the doubtful names, if there is more than the shape."""
+    faults = {}
+    for option in dict.fromkeys(doubt.option for doubt in doubts if not doubt.faint):
+        found = [doubt for doubt in doubts if doubt.option == option]
+        names = [doubt.name for doubt in found if not doubt.faint]
+        others = len(found) - len(names)
+        names += [f"perhaps {others} more of equal sizes"] if others else []
+        title = f"shapes that do not tell the layout, so that {option}= must (False for none)"
+        faults[title] = names
+    return faults
+
+
+def _misfit(name: str, x: Any, place: Place, ours: Shape) -> list[str]:
     shape, layout = tuple(x.shape), place.layout
-    if math.prod(layout.split) != math.prod(shape):
+    if place.part is ... and math.prod(layout.split) != math.prod(shape):
         return [f"{name} {shape} cannot be seen as {layout.split}"]
-    if layout.shape == tuple(leaf.shape):
+    if layout.shape == ours:
         return []
     here = f" is {layout.shape} here" if layout.shape != shape else ""
-    return [f"{name} {shape}{here}, but {place.leaf} is {tuple(leaf.shape)}"]
+    return [f"{name} {shape}{here}, but {place.leaf} is {ours}"]
 
 
 def _report(faults: Mapping[str, Sequence[str]], library: str) -> str:
@@ -210,34 +219,23 @@ def _check_leaves(flat: Flat) -> None:
             )
 
 
+def _check_values(flat: Flat, paths: Iterable[Path]) -> None:
+    empty = [_variables.name(path) for path in paths if is_empty(flat[path])]
+    if empty:
+        raise ValueError(
+            f"variables have no values at {', '.join(empty)}, only shapes, and nothing fills them. "
+            "jax.eval_shape gives shapes alone: pass what model.init(key, x) draws, or the "
+            "nnx.state of a model."
+        )
+
+
 def _is_array(x: Any) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
-def _to_numpy(x: Any) -> np.ndarray:
-    if not hasattr(x, "detach"):
-        return np.asarray(x)
-    x = x.detach().cpu()
-    # NumPy has no bfloat16 that torch knows of; float32 holds all narrower values.
-    return (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy()
-
-
-def _cast(x: np.ndarray, dtype: Any) -> tuple[np.ndarray, str | None]:
-    """``x`` as ``dtype``, and what is lost beyond rounding."""
-    if np.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
-        return x, f"complex does not fit into {dtype}"
-    with np.errstate(all="ignore"):
-        y = x.astype(dtype)
-    if jnp.issubdtype(dtype, jnp.inexact):
-        lost = np.isfinite(x) & ~np.isfinite(y)
-        return y, f"{lost.sum()} finite values are infinite in {dtype}" if lost.any() else None
-    lost = x != y
-    return y, f"{lost.sum()} values are not the same in {dtype}" if lost.any() else None
-
-
-def _refuse_losses(losses: Sequence[str]) -> None:
-    if losses:
-        raise ValueError(
-            f"values do not fit into the dtype they are to have: {'; '.join(losses)}. Give the "
-            "target a wider dtype, or cast the values yourself before."
-        )
+def _blank(like: Any, part: Part) -> np.ndarray:
+    """An array to write to: of the shape and dtype of ``like``, and of its values if they stay."""
+    dtype = np.dtype(str(like.dtype).removeprefix("torch."))
+    if part is ... or is_empty(like):
+        return np.zeros(like.shape, dtype)
+    return np.array(to_numpy(like), dtype)

@@ -90,7 +90,9 @@ class OnnxNorm(NamedTuple):
         mean, var = flat["batch_stats", "mean"], flat["batch_stats", "var"]
         stats = core.BatchStats(mean, var, np.ones((), np.int32))
         y, stats = norm(x, scale, bias, stats, **self.options)
-        new = {("batch_stats", leaf): getattr(stats, leaf) for leaf in ("mean", "var")}
+        # A node's new statistics have the type of the old.
+        new = {("batch_stats", "mean"): stats.mean.astype(mean.dtype)}
+        new["batch_stats", "var"] = stats.var.astype(var.dtype)
         return y, rebuild(flat | new)
 
 
@@ -107,10 +109,15 @@ def schema_of(op_type: str, opset: int) -> Any:
         schema = defs.get_schema(op_type, opset, "")
     except defs.SchemaError:
         schema = None
-    if schema is None or schema.since_version not in VERSIONS[op_type]:
-        since = "does not exist" if schema is None else f"is of version {schema.since_version}"
+    if schema is None:
         raise ValueError(
-            f"in opset {opset} {op_type} {since}; known versions are "
+            f"in opset {opset} {op_type} does not exist, so that the model is not valid, nor can "
+            f"onnx.version_converter convert it. Export it with opset {VERSIONS[op_type][0]} or "
+            "later"
+        )
+    if schema.since_version not in VERSIONS[op_type]:
+        raise ValueError(
+            f"in opset {opset} {op_type} is of version {schema.since_version}; known versions are "
             f"{', '.join(map(str, VERSIONS[op_type]))}. Convert the model with "
             "onnx.version_converter.convert_version(model, 21), or later."
         )

@@ -7,19 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnjax.interop._onnx import KINDS, LEAVES, OnnxNorm, schema_of
+from bnjax.interop._onnx_values import Scope, Shape, array_of, check_size, is_real
 from bnjax.interop._optional import optional
 
 Arrays = dict[str, np.ndarray]
-Shape = tuple[int | None, ...] | None  # None for what is not known
+_MOST_AXES = 64  # that NumPy can have
 _INFER = "onnx.shape_inference.infer_shapes(model) may find it"
-
-
-class Scope(NamedTuple):
-    """What is known of the values that a node can see, by name."""
-
-    tensors: dict[str, Any]  # those stored in the model: TensorProto
-    makers: dict[str, str]  # the type of the node that computes it
-    shapes: dict[str, Shape]
 
 
 class _Node(NamedTuple):
@@ -36,13 +29,22 @@ def read(name: str, node, opset: int, scope: Scope) -> OnnxNorm:
     """The norm that ``node`` is; ValueError with all that is wrong with its inputs."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in KINDS:
         raise ValueError(f"{node.domain or 'ai.onnx'}.{node.op_type} is none of {', '.join(KINDS)}")
+    if not node.input:
+        raise ValueError("X is missing")
+    if node.op_type == "BatchNormalization" and opset < 14 and any(node.output[1:]):
+        raise ValueError(
+            "training before opset 14 does not say which variance it keeps, and "
+            "onnx.version_converter cannot convert it. Export the model anew with opset 14 or "
+            "later; or take away the outputs after the first (del node.output[1:]), and it is "
+            "read as a norm that evaluates"
+        )
     schema = schema_of(node.op_type, opset)
     options, arrays = _READERS[node.op_type](
         _Node(
             node,
             schema.since_version,
             _attributes(node, schema),
-            _arrays(node, schema, scope),
+            _arrays(node, schema, scope, opset),
             scope.shapes.get(node.input[0]),
         )
     )
@@ -55,11 +57,6 @@ def read(name: str, node, opset: int, scope: Scope) -> OnnxNorm:
 def _batch_norm(node: _Node):
     if not node.attributes.get("spatial", 1):
         raise ValueError("spatial=0, a mean for each position, is not batch norm over axis 1")
-    if node.version < 14 and any(node.proto.output[1:]):
-        raise ValueError(
-            "training before opset 14 does not say which variance it keeps. Convert the model "
-            "with onnx.version_converter"
-        )
     _check_channels(node.arrays, node.shape)
     return {
         "axis": 1,
@@ -77,10 +74,12 @@ def _instance_norm(node: _Node):
 
 def _group_norm(node: _Node):
     groups, arrays = node.attributes["num_groups"], node.arrays
+    if groups < 1:
+        raise ValueError(f"num_groups={groups}, must be 1 at least")
     if node.version < 21:
         arrays = _for_each_channel(arrays, groups, node.shape)
     channels = _check_channels(arrays, node.shape)
-    if groups < 1 or channels % groups:
+    if channels % groups:
         raise ValueError(f"num_groups={groups} does not divide {channels} channels")
     options = {"axis": 1, "num_groups": groups, "epsilon": _decimal(node.attributes["epsilon"])}
     return options, arrays
@@ -92,7 +91,7 @@ def _layer_norm(node: _Node):
         if node.shape is None:
             raise ValueError(f"axis={axis} counts from the front of X of unknown rank; {_INFER}")
         axis -= len(node.shape)
-    if axis >= 0 or (node.shape is not None and axis < -len(node.shape)):
+    if axis >= 0 or axis < -(_MOST_AXES if node.shape is None else len(node.shape)):
         raise ValueError(f"axis={node.attributes['axis']} is out of range for X of {node.shape}")
     axes = tuple(range(axis, 0))
     param_axes, arrays = _varying(node.arrays, node.shape)
@@ -117,27 +116,32 @@ def _attributes(node, schema) -> dict[str, Any]:
     missing = [k for k, v in schema.attributes.items() if v.required and k not in given]
     if unknown or missing:
         raise ValueError(f"unknown attributes {unknown}, missing attributes {missing}")
+    for attribute in node.attribute:
+        if attribute.type != schema.attributes[attribute.name].type.value:
+            wanted = schema.attributes[attribute.name].type.name
+            raise ValueError(
+                f"attribute {attribute.name} is {given[attribute.name]!r}, no {wanted}"
+            )
     defaults = {k: v.default_value for k, v in schema.attributes.items() if not v.required}
     return {k: value_of(v) for k, v in defaults.items() if k not in given} | given
 
 
-def _arrays(node, schema, scope: Scope) -> Arrays:
+def _arrays(node, schema, scope: Scope, opset: int) -> Arrays:
     """The inputs after X, by the names of :data:`LEAVES`; one error for all that are no arrays."""
-    onnx = optional("onnx")
+    optional_input = optional("onnx").defs.OpSchema.FormalParameterOption.Optional
     arrays, problems = {}, [f"unknown input {v!r}" for v in node.input[len(schema.inputs) :] if v]
     for i, (leaf, formal) in enumerate(zip(LEAVES, list(schema.inputs)[1:], strict=False), 1):
         name = node.input[i] if i < len(node.input) else ""
-        tensor = scope.tensors.get(name)
-        if tensor is not None and tensor.data_location == onnx.TensorProto.EXTERNAL:
-            problems.append(f"{leaf}={name!r} is in another file: give from_onnx the model's path")
-        elif tensor is not None:
-            arrays[leaf] = onnx.numpy_helper.to_array(tensor)
-        elif name:
-            maker = scope.makers.get(name)
-            source = f"computed by {maker}" if maker else "an input of the graph"
-            problems.append(f"{leaf}={name!r} is {source}, not stored")
-        elif formal.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
+        if not name and formal.option != optional_input:
             problems.append(f"{leaf} is missing")
+        elif name:
+            try:
+                arrays[leaf] = array_of(name, scope, opset)
+            except ValueError as error:
+                problems.append(f"{leaf}={name!r} {error}")
+                continue
+            if not is_real(arrays[leaf]):
+                problems.append(f"{leaf}={name!r} is of {arrays[leaf].dtype}, not of real numbers")
     if problems:
         raise ValueError("; ".join(problems))
     return arrays
@@ -164,6 +168,7 @@ def _for_each_channel(arrays: Arrays, groups: int, shape: Shape) -> Arrays:
         raise ValueError(f"before opset 21 the channels of X must be known; {_INFER}")
     if any(a.shape != (groups,) for a in arrays.values()):
         raise ValueError(f"{_shapes(arrays)}: each must be of ({groups},), one entry a group")
+    check_size(channels)
     return {leaf: np.repeat(a, channels // groups) for leaf, a in arrays.items()}
 
 

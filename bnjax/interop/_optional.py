@@ -1,4 +1,4 @@
-"""Libraries that only some functions need: imported when called for, with a hint how to install."""
+"""Libraries that only some functions need: imported when called for, their errors in one line."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ def optional(module: str, install: str = "'bnjax[interop]'") -> Any:
         raise ImportError(
             f"{module} cannot be imported ({error}). Install it with pip install {install}."
         ) from error
+
+
+def one_line(error: Exception) -> str:
+    """What another library has to say, without its pages, as the end of a sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= 200 else text[:197] + "...").rstrip(".:")

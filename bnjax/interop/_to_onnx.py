@@ -56,7 +56,8 @@ def to_onnx(
 
     Args:
       norm: name of the node, kind, options and variables (linen's, or an ``nnx.State``). Options
-        not given have the defaults of the bnjax function; ``"train"`` must be given.
+        not given have the defaults of the bnjax function; ``"train"`` must be given. It is one
+        norm, not a layer of linen, nnx or torch, nor a model.
       shape: of ``x``: sizes, or names or None where any size will do. Channels are on axis 1.
       dtype: of ``x``. ONNX wants scale and bias of the same, but for batch and RMS norm.
       opset: version of ONNX's operators: 15 at least for batch norm, 6, 17, 21 and 23 for
@@ -68,7 +69,7 @@ def to_onnx(
 
     Raises:
       ImportError: onnx is not installed.
-      TypeError: dtypes that ONNX does not take together.
+      TypeError: ``norm`` is a layer or model instead; dtypes that ONNX does not take together.
       ValueError: options that ONNX lacks; channels not on axis 1; axes that are not the last;
         arrays that are unknown, missing or do not fit ``shape``; ``opset``. All of a sort at once.
 
@@ -85,6 +86,14 @@ def to_onnx(
     Source: the operators of ONNX, versions 6 to 23. ONNX runtimes may be less accurate than
     bnjax: some take ``E[x²] - E[x]²``. PyTorch's exporter writes other graphs for group norm.
     """
+    if not isinstance(norm, OnnxNorm):
+        raise TypeError(
+            f"norm must be a bnjax.interop.OnnxNorm, got {type(norm).__name__}. to_onnx writes one "
+            "normalisation, of the options and variables of a layer, not the layer or a model: "
+            "OnnxNorm('bn', 'batch_norm', {'axis': 1, 'epsilon': 1e-5, 'train': False}, {'params': "
+            "{'scale': ..., 'bias': ...}, 'batch_stats': {'mean': ..., 'var': ...}}). Whole models "
+            "are exported by other programs: torch.onnx.export, and jax2onnx for Flax."
+        )
     if norm.kind not in OP_TYPES:
         raise ValueError(f"kind must be one of {', '.join(OP_TYPES)}, got {norm.kind!r}.")
     if opset < _SINCE[norm.kind]:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bnjax.interop import _mapping
-from bnjax.interop._mapping import Layout, Place, Places, Rename, Shape, leaf_name, reshaped
+from bnjax.interop._names import Choice, Rename
 from bnjax.interop._optional import optional
-
-# torch's names of what a norm or a layer holds, but for weights: collection and name in Flax.
-LEAVES = {
-    "running_mean": ("batch_stats", "mean"),
-    "running_var": ("batch_stats", "var"),
-    "num_batches_tracked": ("batch_stats", "count"),
-}
+from bnjax.interop._safetensors import is_safetensors, read_safetensors
+from bnjax.interop._torch_names import names_of
 
 
 def from_torch(
@@ -27,8 +20,9 @@ def from_torch(
     variables: Any,
     rename: Rename = (),
     *,
-    transposed: str | None = None,
+    transposed: Choice = None,
     flattened: Mapping[str, tuple[int, int, int]] | None = None,
+    channels_first: Choice = None,
     ignore: str | None = None,
 ) -> Any:
     r"""Variables with the weights and running statistics of a PyTorch model.
@@ -40,14 +34,30 @@ def from_torch(
     ``weight``, 2 axes          ``params/kernel``, or ``embedding``   (out, in) → (in, out), or
                                                                       as it is
     ``weight``, 3 to 5 axes     ``params/kernel``                     OIHW → HWIO, groups alike
+    ``weight`` of a norm over   ``params/scale``, and ``bias`` alike  as it is, or CHW → HWC
+    several axes
     ``bias``, other parameters  ``params/bias``, same name            as they are
     ``running_mean``, ``_var``  ``batch_stats/mean``, ``var``         as they are
     ``num_batches_tracked``     ``batch_stats/count``                 left out where the layer has
                                                                       no ``count``
+    ``in_proj_weight``,         ``query``, ``key``, ``value`` of      in three, (out, in) →
+    ``in_proj_bias``            Flax's attention                      (in, heads, features)
+    ``out_proj.weight``         ``out``                               (heads, features, out)
     ==========================  ====================================  ===========================
 
     The running statistics mean the same in both; how training moves them does not, nor is
-    epsilon in a ``state_dict``: see :func:`batch_norm_options`.
+    epsilon in a ``state_dict``: see :func:`batch_norm_options`. A norm that has statistics but no
+    ``num_batches_tracked`` (a frozen one, an old file) leaves ``count`` at 0, which beside them
+    means an unknown number of updates.
+
+    A module knows more than its ``state_dict``. Its transposed convolutions are known by their
+    type; and buffers that have no leaf are left out where they are constants (tables of
+    positions, anchors, masks): all but those of norms, and those whose name says that training
+    keeps them (``ema_w``, ``cluster_size``). Given names alone, a kernel of as many channels in as
+    out is taken for that of an ordinary convolution, unless something speaks for the other; then
+    an error asks for ``transposed``. That is the layer's own name on either side (``up``,
+    ``deconv``, ``ConvTranspose_0``); or, where neither side says ``conv`` or ``down``, a mere
+    number for a name or an even size, such as 2 × 2; or a shape that fits in no other way.
 
     Args:
       source: a ``state_dict`` of tensors or NumPy arrays (then torch need not be installed), or
@@ -55,20 +65,28 @@ def from_torch(
       variables: what is to be filled: linen's ``{"params": ..., "batch_stats": ...}`` or an
         ``nnx.State``, of arrays or ``jax.ShapeDtypeStruct``. It says which paths, shapes and
         dtypes are expected. Other collections are carried along.
-      rename: pairs (regular expression, replacement), applied in turn to the name of each layer,
-        such as ``"layer1.0.bn1"``; dots that are left separate the path.
+      rename: pairs (regular expression, replacement) and functions from a name to the new one,
+        applied in turn to the name of each layer, such as ``"layer1.0.bn1"``; or one such
+        function. Dots that are left separate the path.
       transposed: regular expression, found in the names of the transposed convolutions whose
-        target is Flax's ``ConvTranspose``. Leave out those with ``transpose_kernel=True``.
+        target is Flax's ``ConvTranspose``; all others are then ordinary ones, or have a target
+        with ``transpose_kernel=True``. False if there is none. None goes by types and shapes,
+        and takes a target that fits both ways for one with ``transpose_kernel=False``.
       flattened: (C, H, W) by regular expression, for linear layers that read a flattened map
         whose channels come first in torch and last in Flax.
+      channels_first: regular expression, found in the names of the norms over several axes whose
+        channels come first in torch and last in Flax, as in ``LayerNorm([C, H, W])``; the axes of
+        all others keep their order. False if there is none. Needed where the sizes are equal;
+        None goes by the shapes.
       ignore: regular expression; names and leaves in which it is found are left as they are.
 
     Returns:
       A tree of the kind, the shapes and the dtypes of ``variables``.
 
     Raises:
-      ValueError: lists all unknown, missing, doubly led to and mis-shaped names; or all values
-        that do not fit into the dtype of their leaf.
+      ValueError: lists all unknown, missing, doubly led to, mis-shaped and doubtful names; or all
+        values that do not fit into the dtype of their leaf; or all leaves left out that are a
+        ``jax.ShapeDtypeStruct``, and so have no value to be left at.
       TypeError: an entry of ``source`` is no array.
 
     Example:
@@ -86,8 +104,8 @@ def from_torch(
     casts 1e6 to an infinite half without a word.
     """
     foreign = _state_dict(source)
-    places = _places_of(foreign, rename, transposed, flattened)
-    return _mapping.read(foreign, variables, places, "torch", ignore)
+    names = names_of(foreign, source, rename, transposed, flattened, channels_first)
+    return _mapping.read(foreign, variables, names, "torch", ignore)
 
 
 def to_torch(
@@ -95,8 +113,9 @@ def to_torch(
     like: Any,
     rename: Rename = (),
     *,
-    transposed: str | None = None,
+    transposed: Choice = None,
     flattened: Mapping[str, tuple[int, int, int]] | None = None,
+    channels_first: Choice = None,
     ignore: str | None = None,
 ) -> dict[str, Any]:
     r"""A ``state_dict`` with the values of variables: :func:`from_torch` read backwards.
@@ -106,14 +125,15 @@ def to_torch(
       like: the ``torch.nn.Module`` to be filled (on the device ``"meta"`` if its values are of
         no use) or its ``state_dict``: it says which names, shapes and dtypes are expected. It is
         left as it is.
-      rename, transposed, flattened: those of :func:`from_torch`, from torch's names to paths.
+      rename, transposed, flattened, channels_first: those of :func:`from_torch`, from torch's names
+        to paths.
       ignore: regular expression; names in which it is found, or whose leaves it is found in,
         keep the value of ``like``.
 
     Returns:
       A ``state_dict`` for ``module.load_state_dict``: tensors, or NumPy arrays where ``like`` has
       those. In layers without ``count`` ``num_batches_tracked`` keeps the value of ``like``, 0 in
-      a new module.
+      a new module; so do constant buffers.
 
     Raises:
       ValueError, TypeError: as :func:`from_torch`.
@@ -131,8 +151,8 @@ def to_torch(
     than from a second list of rules, so that both directions agree.
     """
     foreign = _state_dict(like)
-    places = _places_of(foreign, rename, transposed, flattened)
-    new = _mapping.write(variables, foreign, places, "torch", ignore)
+    names = names_of(foreign, like, rename, transposed, flattened, channels_first)
+    new = _mapping.write(variables, foreign, names, "torch", ignore)
     return {
         name: _like(new[name], old) if name in new else _left(name, old)
         for name, old in foreign.items()
@@ -144,7 +164,7 @@ def load_torch(path: str | Path) -> dict[str, Any]:
 
     Args:
       path: a file of ``torch.save`` (read with ``weights_only=True``, to the CPU, and needing
-        torch), or one that ends in ``.safetensors`` (which needs no torch).
+        torch), or one of safetensors (which needs no torch); the first bytes say which.
 
     Returns:
       What was saved: tensors by name, or NumPy arrays out of safetensors. Of a checkpoint with
@@ -166,16 +186,29 @@ def load_torch(path: str | Path) -> dict[str, Any]:
 
     Source: ``torch.load(weights_only=True)``, which in its errors advises to switch that off.
     """
-    if Path(path).suffix == ".safetensors":
-        return optional("safetensors.numpy").load_file(path)
-    torch = optional("torch", "torch")
+    torch = None if _is_safetensors(Path(path)) else optional("torch", "torch")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        if torch is None:
+            return {name: leaf for (name,), leaf in read_safetensors(Path(path)).items()}
+        with open(path, "rb") as file:  # of a path torch goes by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (ImportError, FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except Exception as error:  # what is damaged gives errors of every kind
         raise ValueError(
             f"{path} holds more than tensors, or is damaged; nothing of it was run. Where it was "
             "written, save only weights: torch.save(model.state_dict(), path)."
         ) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        head = b""
+    torch = head[:2] in (b"PK", b"\x80\2")
+    return is_safetensors(head) or (path.suffix == ".safetensors" and not torch)
 
 
 def _state_dict(source: Any) -> Mapping[str, Any]:
@@ -187,64 +220,6 @@ def _state_dict(source: Any) -> Mapping[str, Any]:
         "torch's weights must be a state_dict or a torch.nn.Module, got "
         f"{type(source).__name__}. A file is read by load_torch(path)."
     )
-
-
-def _places_of(
-    foreign: Mapping[str, Any],
-    rename: Rename,
-    transposed: str | None,
-    flattened: Mapping[str, tuple[int, int, int]] | None,
-) -> Places:
-    """The rules for the layers of ``foreign``."""
-    convolutions = _mapping.layers_with(foreign, "weight", ".", _mapping.CONVOLUTION)
-    linear = _mapping.layers_with(foreign, "weight", ".", range(2, 3))
-    maps = {
-        layer: shape
-        for pattern, shape in (flattened or {}).items()
-        for layer in _mapping.chosen(linear, pattern, "flattened")
-    }
-    chosen = _mapping.chosen(convolutions, transposed, "transposed")
-    return functools.partial(_places, rename=rename, transposed=chosen, flattened=maps)
-
-
-def _places(
-    name: str,
-    shape: Shape,
-    leaves: Iterable[str],
-    *,
-    rename: Rename,
-    transposed: set[str],
-    flattened: Mapping[str, tuple[int, int, int]],
-) -> Sequence[Place] | None:
-    layer, _, leaf = name.rpartition(".")
-    path = _mapping.renamed(layer, rename).replace(".", "/")
-    if leaf == "num_batches_tracked" and _uncounted(path, leaves):
-        return None  # only an average of all updates needs to know how many there were
-    if leaf != "weight" or len(shape) < 2:
-        collection, ours = LEAVES.get(leaf, ("params", "scale" if leaf == "weight" else leaf))
-        return [Place(leaf_name(collection, path, ours), reshaped(shape))]
-    kernel = _kernel(shape, layer in transposed, flattened.get(layer))
-    return [
-        Place(leaf_name("params", path, "kernel"), kernel),
-        Place(leaf_name("params", path, "embedding"), reshaped(shape)),
-    ]
-
-
-def _uncounted(path: str, leaves: Iterable[str]) -> bool:
-    """Whether a layer has running statistics and does not count their updates."""
-    mean, count = (leaf_name("batch_stats", path, leaf) for leaf in ("mean", "count"))
-    return mean in leaves and count not in leaves
-
-
-def _kernel(shape: Shape, transposed: bool, flattened: tuple[int, int, int] | None) -> Layout:
-    if flattened:
-        channels, height, width = flattened
-        split = (shape[0], channels, height, width)
-        return Layout(split, (2, 3, 1, 0), (height * width * channels, shape[0]))
-    space = range(2, len(shape))
-    if transposed:  # torch's is the gradient of a convolution: (in, out, ...), running backwards
-        return _mapping.transposed(shape, [*space, 0, 1], tuple(range(len(space))))
-    return _mapping.transposed(shape, [*space, 1, 0])
 
 
 def _like(x: np.ndarray, old: Any) -> Any:

@@ -15,6 +15,8 @@ from bnjax._switches import AS_CALLED
 from bnjax.core import BatchStats, PendingUpdate, batch_norm
 from bnjax.core._axes import at_least_float32, canonical_axes, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
+from bnjax.core._checks import as_array, as_mask, check_switch, param_dtype_of
+from bnjax.linen._pending import check_not_hidden, pending_update
 
 field = dataclasses.field
 
@@ -106,23 +108,22 @@ class BatchNorm(nn.Module):
         Args:
           x: floating, complex or integer (then computed as float32), any shape.
           use_running_average: see the attribute; exactly one of the two may be None.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
         """
-        use_running_average = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
+        use_running_average = check_switch(
+            "use_running_average",
+            nn.merge_param("use_running_average", self.use_running_average, use_running_average),
         )
-        x = jnp.asarray(x)
+        update_stats = check_switch("update_stats", self.update_stats)
+        x = as_array(x, "x")
         shape = tuple(x.shape[a] for a in canonical_axes(self.axis, x.ndim, "axis"))
         scale = self._param("scale", self.use_scale, self.scale_init, shape)
         bias = self._param("bias", self.use_bias, self.bias_init, shape)
         variables, stats = self._batch_stats(shape)
-        # There only where the caller opened an update: see bnjax.training.begin_update.
-        pending = None
-        if self.has_variable("batch_moments", "pending"):
-            pending = self.variable("batch_moments", "pending")
+        pending = pending_update(self)
         state = stats if pending is None else pending.value
         initializing = self.is_initializing()
         # There only where bnjax.surgery.freeze has put them.
@@ -133,12 +134,12 @@ class BatchNorm(nn.Module):
             state,
             **switches.modes(
                 train=not use_running_average,
-                update_stats=self.update_stats and not use_running_average and not initializing,
+                update_stats=update_stats and not use_running_average and not initializing,
             ),
             decay=self.momentum,
             epsilon=self.epsilon,
             axis=self.axis,
-            mask=None if mask is None else jnp.asarray(mask, bool),
+            mask=as_mask(mask),
             axis_name=None if initializing else self.axis_name,
             axis_index_groups=None if initializing else self.axis_index_groups,
             ddof=self.ddof,
@@ -150,11 +151,17 @@ class BatchNorm(nn.Module):
             dtype=self.dtype or inexact_dtype(x, scale, bias),
         )
         if new is not state:
-            if pending is not None:
+            if pending is None:
+                check_not_hidden(self)
+            else:
                 pending.value = new
             after = new.after if isinstance(new, PendingUpdate) else new
             for name, variable in variables.items():
-                variable.value = getattr(after, name)
+                value = getattr(after, name)
+                # An open update counts each feature where the statistics came without a counter.
+                variable.value = (
+                    value if name != "count" or jnp.ndim(variable.value) else value.max()
+                )
         return y
 
     @nn.nowrap
@@ -168,7 +175,10 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _param(self, name, use, init, shape):
-        return self.param(name, init, list(shape), self.param_dtype) if use else None
+        dtype = param_dtype_of(self.param_dtype)
+        return (
+            self.param(name, init, list(shape), dtype) if check_switch(f"use_{name}", use) else None
+        )
 
     @nn.nowrap
     def _batch_stats(self, shape):
@@ -178,7 +188,9 @@ class BatchNorm(nn.Module):
             "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, dtype),
             "var": self.variable("batch_stats", "var", jnp.ones, shape, dtype),
         }
-        if self._counts():
+        # What is evaluated may come from Flax, which keeps no count: then it is not known.
+        known = self.has_variable("batch_stats", "count")
+        if self._counts() and (known or self.is_mutable_collection("batch_stats")):
             variables["count"] = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         values = {name: variable.value for name, variable in variables.items()}
         if self.force_float32_reductions:

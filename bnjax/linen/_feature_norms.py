@@ -14,6 +14,7 @@ from jax.nn import initializers
 
 from bnjax.core import group_norm, instance_norm, layer_norm, rms_norm
 from bnjax.core._axes import Axes, canonical_axes, compute_dtype, inexact_dtype
+from bnjax.core._checks import as_array, as_mask, check_switch, param_dtype_of
 
 
 class LayerNorm(nn.Module):
@@ -77,13 +78,13 @@ class LayerNorm(nn.Module):
 
         Args:
           x: floating, complex or integer (then computed as float32), any shape.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
         """
         scale, bias = _params(self, x, self.feature_axes)
-        axes = {"axes": self.reduction_axes, "param_axes": self.feature_axes}
+        axes = {"axes": _reduced(self, x), "param_axes": self.feature_axes}
         return layer_norm(scale=scale, bias=bias, **axes, **_options(self, x, mask, scale, bias))
 
 
@@ -134,13 +135,13 @@ class RMSNorm(nn.Module):
 
         Args:
           x: floating, complex or integer (then computed as float32), any shape.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
         """
         scale, _ = _params(self, x, self.feature_axes)
-        axes = {"axes": self.reduction_axes, "param_axes": self.feature_axes}
+        axes = {"axes": _reduced(self, x), "param_axes": self.feature_axes}
         return rms_norm(scale=scale, **axes, **_options(self, x, mask, scale))
 
 
@@ -195,7 +196,7 @@ class InstanceNorm(nn.Module):
 
         Args:
           x: floating, complex or integer (then computed as float32); examples on axis 0.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
@@ -263,7 +264,7 @@ class GroupNorm(nn.Module):
 
         Args:
           x: floating, complex or integer (then computed as float32); channels on the last axis.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
@@ -271,19 +272,27 @@ class GroupNorm(nn.Module):
         scale, bias = _params(self, x, -1)
         groups = {"num_groups": self.num_groups, "group_size": self.group_size}
         options = _options(self, x, mask, scale, bias)
-        return group_norm(scale=scale, bias=bias, axes=self.reduction_axes, **groups, **options)
+        return group_norm(scale=scale, bias=bias, axes=_reduced(self, x), **groups, **options)
 
 
 def _params(module: Any, x, feature_axes: Axes):
     """``scale`` and ``bias`` of the module, where it has them."""
-    shape = [jnp.shape(x)[a] for a in canonical_axes(feature_axes, jnp.ndim(x), "feature_axes")]
+    x, dtype = as_array(x, "x"), param_dtype_of(module.param_dtype)
+    shape = [x.shape[a] for a in canonical_axes(feature_axes, x.ndim, "feature_axes")]
 
     def param(name):
-        if not getattr(module, f"use_{name}", False):  # RMS norm has no bias at all
+        # RMS norm has no bias at all.
+        if not check_switch(f"use_{name}", getattr(module, f"use_{name}", False)):
             return None
-        return module.param(name, getattr(module, f"{name}_init"), shape, module.param_dtype)
+        return module.param(name, getattr(module, f"{name}_init"), shape, dtype)
 
     return param("scale"), param("bias")
+
+
+def _reduced(module: Any, x):
+    """The axes to reduce, or None where the core is to choose."""
+    axes = module.reduction_axes
+    return None if axes is None else canonical_axes(axes, jnp.ndim(x), "reduction_axes")
 
 
 def _options(module: Any, x, mask, *params) -> dict[str, Any]:
@@ -293,7 +302,7 @@ def _options(module: Any, x, mask, *params) -> dict[str, Any]:
     options = {
         "x": x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(compute_dtype(dtype)),
         "epsilon": module.epsilon,
-        "mask": None if mask is None else jnp.asarray(mask, bool),
+        "mask": as_mask(mask),
         "dtype": dtype,
     }
     if module.is_initializing():

@@ -15,7 +15,8 @@ from flax import linen as nn
 from jax.nn import initializers
 
 from bnjax.core import SpectralState, init_spectral_norm, spectral_norm, weight_norm
-from bnjax.core._axes import Axes, canonical_axes, inexact_dtype
+from bnjax.core._axes import Axes, canonical_axes, compute_dtype, inexact_dtype
+from bnjax.core._checks import check_switch, param_dtype_of
 
 
 class WeightNorm(nn.Module):
@@ -30,7 +31,9 @@ class WeightNorm(nn.Module):
     Attributes:
       layer_instance: the layer; each call runs it with normalised weights.
       epsilon: added to the squared norm.
-      dtype: dtype of the normalised weights; by default the promotion of weights and scale.
+      dtype: dtype of the normalised weights, to which they are rounded once; by default the
+        promotion of weights and scale. Half-precision weights with a scale of half precision are
+        so handed to the layer in half precision, which it would otherwise leave.
       param_dtype: dtype of the scales.
       use_scale: whether there is a g: ``params/<layer>/<path>/scale``.
       scale_init: its initialiser, ones.
@@ -82,13 +85,13 @@ class WeightNorm(nn.Module):
         if self.variable_filter and not any(part in name for part in self.variable_filter):
             return w
         axes, scale = self.feature_axes, None
-        if self.use_scale:
+        if check_switch("use_scale", self.use_scale):
             kept = () if axes is None else canonical_axes(axes, w.ndim, "feature_axes")
-            shape = [w.shape[a] for a in kept]
-            scale = self.param(f"{name}/scale", self.scale_init, shape, self.param_dtype)
-        dtype = inexact_dtype(w, scale)
-        w_hat = weight_norm(w.astype(dtype), scale, axis=axes, epsilon=self.epsilon)
-        return w_hat.astype(self.dtype or dtype)
+            shape, dtype = [w.shape[a] for a in kept], param_dtype_of(self.param_dtype)
+            scale = self.param(f"{name}/scale", self.scale_init, shape, dtype)
+        target = self.dtype or inexact_dtype(w, scale)
+        wide = w.astype(compute_dtype(w.dtype, target))
+        return weight_norm(wide, scale, axis=axes, epsilon=self.epsilon).astype(target)
 
 
 class SpectralNorm(nn.Module):
@@ -106,7 +109,8 @@ class SpectralNorm(nn.Module):
       layer_instance: the layer; each call runs it with normalised weights.
       n_steps: power iterations a call; below 1 nothing is normalised.
       epsilon: no norm below its root is divided by.
-      dtype: dtype of the normalised weights; by default the promotion of weights and ``u``.
+      dtype: dtype of the normalised weights, to which they are rounded once; by default the
+        promotion of weights and ``u``.
       param_dtype: dtype of ``u`` and ``sigma``.
       error_on_non_matrix: refuse parameters of rank 3 or more.
       collection_name: collection of ``u`` and ``sigma``.
@@ -152,6 +156,8 @@ class SpectralNorm(nn.Module):
           What the layer returns.
         """
 
+        update_stats = check_switch("update_stats", update_stats)
+
         def normalized(name, w):
             return self._normalized(name, w, update_stats)
 
@@ -173,12 +179,12 @@ class SpectralNorm(nn.Module):
         u = self.variable(self.collection_name, f"{name}/u", lambda: start().u)
         sigma = self.variable(self.collection_name, f"{name}/sigma", jnp.ones, (), self.param_dtype)
         state = SpectralState(u.value, sigma.value)
-        dtype = inexact_dtype(w, state.u)
+        target = self.dtype or inexact_dtype(w, state.u)
         options = {"n_steps": self.n_steps, "epsilon": self.epsilon, "update": update_stats}
-        w_hat, state = spectral_norm(w.astype(dtype), state, **options)
+        w_hat, state = spectral_norm(w.astype(compute_dtype(w.dtype, target)), state, **options)
         if update_stats:
             u.value, sigma.value = state
-        return w_hat.astype(self.dtype or dtype)
+        return w_hat.astype(target)
 
 
 def _call(module: Any, normalized, args, kwargs):

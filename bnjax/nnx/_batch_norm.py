@@ -18,6 +18,7 @@ from bnjax._switches import AS_CALLED, Switches
 from bnjax.core import BatchStats, PendingUpdate, batch_norm
 from bnjax.core._axes import at_least_float32, compute_dtype, inexact_dtype
 from bnjax.core._batch_norm import SingleValue
+from bnjax.core._checks import as_array, as_mask, check_switch, param_dtype_of
 
 
 class BatchNorm(nnx.Module):
@@ -106,15 +107,16 @@ class BatchNorm(nnx.Module):
         skip_nonfinite: bool = False,
         single_value: SingleValue = "warn",
     ):
-        def param(use, init, metadata):
-            if not use:
+        def param(name, use, init, metadata):
+            dtype = param_dtype_of(param_dtype)
+            if not check_switch(name, use):
                 return nnx.data(None)
-            return nnx.Param(init(rngs.params(), (num_features,), param_dtype), **metadata)
+            return nnx.Param(init(rngs.params(), (num_features,), dtype), **metadata)
 
         self.mean = nnx.BatchStat(jnp.zeros((num_features,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((num_features,), jnp.float32))
-        self.scale = param(use_scale, scale_init, scale_metadata)
-        self.bias = param(use_bias, bias_init, bias_metadata)
+        self.scale = param("use_scale", use_scale, scale_init, scale_metadata)
+        self.bias = param("use_bias", use_bias, bias_init, bias_metadata)
 
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -144,7 +146,7 @@ class BatchNorm(nnx.Module):
         Args:
           x: floating, complex or integer (then computed as float32), any shape.
           use_running_average: takes precedence over the attribute.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
@@ -158,22 +160,24 @@ class BatchNorm(nnx.Module):
                 "nnx.view(model, use_running_average=...)."
             ),
         )
+        use_running_average = check_switch("use_running_average", use_running_average)
+        update_stats = check_switch("update_stats", self.update_stats)
         stats = self._batch_stats()
         pending = getattr(self, "pending", None)
         state = stats if pending is None else pending.get_value()
-        x, scale, bias, dtype = self._promoted(jnp.asarray(x), stats)
+        x, scale, bias, dtype = self._promoted(as_array(x, "x"), stats)
         y, new = self._normalize(
             x,
             *self.switches.params(scale, bias),
             state,
             **self.switches.modes(
                 train=not use_running_average,
-                update_stats=self.update_stats and not use_running_average,
+                update_stats=update_stats and not use_running_average,
             ),
             decay=self.momentum,
             epsilon=self.epsilon,
             axis=self.axis,
-            mask=None if mask is None else jnp.asarray(mask, bool),
+            mask=as_mask(mask),
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             ddof=self.ddof,

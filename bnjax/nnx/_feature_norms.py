@@ -18,6 +18,7 @@ from jax.nn import initializers
 
 from bnjax.core import group_norm, instance_norm, layer_norm, rms_norm
 from bnjax.core._axes import Axes, canonical_axes, compute_dtype, inexact_dtype
+from bnjax.core._checks import as_array, as_mask, check_switch, param_dtype_of
 from bnjax.core._feature_norms import groups_of
 
 
@@ -87,8 +88,10 @@ class LayerNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         shape = (num_features,)
-        self.scale = _param(use_scale, scale_init, rngs, shape, param_dtype, scale_metadata)
-        self.bias = _param(use_bias, bias_init, rngs, shape, param_dtype, bias_metadata)
+        self.scale = _param(
+            "use_scale", use_scale, scale_init, rngs, shape, param_dtype, scale_metadata
+        )
+        self.bias = _param("use_bias", use_bias, bias_init, rngs, shape, param_dtype, bias_metadata)
 
         self.num_features = num_features
         self.epsilon = epsilon
@@ -108,7 +111,7 @@ class LayerNorm(nnx.Module):
 
         Args:
           x: floating, complex or integer (then computed as float32), any shape.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
@@ -116,7 +119,7 @@ class LayerNorm(nnx.Module):
         x, (scale, bias), options = _ready(
             self, x, mask, (self.scale, self.bias), self.feature_axes
         )
-        axes: dict[str, Any] = {"axes": self.reduction_axes, "param_axes": self.feature_axes}
+        axes: dict[str, Any] = {"axes": _reduced(self, x), "param_axes": self.feature_axes}
         return layer_norm(x, scale, bias, **axes, **options)
 
 
@@ -168,7 +171,9 @@ class RMSNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         shape = (num_features,)
-        self.scale = _param(use_scale, scale_init, rngs, shape, param_dtype, scale_metadata)
+        self.scale = _param(
+            "use_scale", use_scale, scale_init, rngs, shape, param_dtype, scale_metadata
+        )
 
         self.num_features = num_features
         self.epsilon = epsilon
@@ -187,13 +192,13 @@ class RMSNorm(nnx.Module):
 
         Args:
           x: floating, complex or integer (then computed as float32), any shape.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
         """
         x, (scale,), options = _ready(self, x, mask, (self.scale,), self.feature_axes)
-        axes: dict[str, Any] = {"axes": self.reduction_axes, "param_axes": self.feature_axes}
+        axes: dict[str, Any] = {"axes": _reduced(self, x), "param_axes": self.feature_axes}
         return rms_norm(x, scale, **axes, **options)
 
 
@@ -250,8 +255,10 @@ class InstanceNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         shape = (num_features,)
-        self.scale = _param(use_scale, scale_init, rngs, shape, param_dtype, scale_metadata)
-        self.bias = _param(use_bias, bias_init, rngs, shape, param_dtype, bias_metadata)
+        self.scale = _param(
+            "use_scale", use_scale, scale_init, rngs, shape, param_dtype, scale_metadata
+        )
+        self.bias = _param("use_bias", use_bias, bias_init, rngs, shape, param_dtype, bias_metadata)
 
         self.num_features = num_features
         self.epsilon = epsilon
@@ -270,7 +277,7 @@ class InstanceNorm(nnx.Module):
 
         Args:
           x: floating, complex or integer (then computed as float32), examples on axis 0.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
@@ -345,8 +352,10 @@ class GroupNorm(nnx.Module):
         self.feature_axis = -1
         self.num_groups, self.group_size = groups_of(num_features, num_groups, group_size)
         shape = (num_features,)
-        self.scale = _param(use_scale, scale_init, rngs, shape, param_dtype, scale_metadata)
-        self.bias = _param(use_bias, bias_init, rngs, shape, param_dtype, bias_metadata)
+        self.scale = _param(
+            "use_scale", use_scale, scale_init, rngs, shape, param_dtype, scale_metadata
+        )
+        self.bias = _param("use_bias", use_bias, bias_init, rngs, shape, param_dtype, bias_metadata)
 
         self.epsilon = epsilon
         self.dtype = dtype
@@ -364,7 +373,7 @@ class GroupNorm(nnx.Module):
 
         Args:
           x: floating, complex or integer (then computed as float32), channels on the last axis.
-          mask: broadcastable to ``x``; True counts.
+          mask: boolean (or 0 and 1), broadcastable to ``x``; True counts.
 
         Returns:
           ``y`` of the shape of ``x``.
@@ -375,17 +384,26 @@ class GroupNorm(nnx.Module):
             raise ValueError(
                 f"x of shape {x.shape} must have {channels} channels, on its last axis."
             )
-        options |= {"num_groups": self.num_groups, "axes": self.reduction_axes}
+        options |= {"num_groups": self.num_groups, "axes": _reduced(self, x)}
         return group_norm(x, scale, bias, **options)
 
 
-def _param(use, init, rngs: nnx.Rngs, shape, dtype, metadata):
-    return nnx.Param(init(rngs.params(), shape, dtype), **metadata) if use else nnx.data(None)
+def _param(name, use, init, rngs: nnx.Rngs, shape, dtype, metadata):
+    dtype = param_dtype_of(dtype)
+    if not check_switch(name, use):
+        return nnx.data(None)
+    return nnx.Param(init(rngs.params(), shape, dtype), **metadata)
+
+
+def _reduced(module: Any, x):
+    """The axes to reduce, or None where the core is to choose."""
+    axes = module.reduction_axes
+    return None if axes is None else canonical_axes(axes, x.ndim, "reduction_axes")
 
 
 def _ready(module: Any, x, mask, params, feature_axes) -> tuple[jax.Array, Any, dict[str, Any]]:
     """Input and parameters by Flax's rules of promotion, and options every function takes."""
-    arrays = (jnp.asarray(x), *(None if v is None else v[...] for v in params))
+    arrays = (as_array(x, "x"), *(None if v is None else v[...] for v in params))
     if module.promote_dtype is not dtypes.promote_dtype:
         arrays = module.promote_dtype(arrays, dtype=module.dtype)
     dtype = module.dtype or inexact_dtype(*arrays)
@@ -399,7 +417,7 @@ def _ready(module: Any, x, mask, params, feature_axes) -> tuple[jax.Array, Any, 
 
     options = {
         "epsilon": module.epsilon,
-        "mask": None if mask is None else jnp.asarray(mask, bool),
+        "mask": as_mask(mask),
         "axis_name": module.axis_name,
         "axis_index_groups": module.axis_index_groups,
         "dtype": dtype,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
 from flax import nnx
 
 from bnjax.core import begin_update
 from bnjax.nnx._batch_norm import BatchNorm
 
 
-class BatchMoments(nnx.Variable):
-    """A :class:`bnjax.PendingUpdate`, while one is open."""
+class BatchMoments(nnx.BatchStat):
+    """A :class:`bnjax.PendingUpdate`, while one is open; mapped and carried as statistics are."""
 
 
 @contextlib.contextmanager
@@ -42,9 +43,21 @@ def one_update(model: nnx.Module) -> Iterator[None]:
     layers = [node for _, node in nnx.iter_graph(model) if isinstance(node, BatchNorm)]
     layers = [layer for layer in layers if not hasattr(layer, "pending")]
     for layer in layers:
-        layer.pending = BatchMoments(begin_update(layer._batch_stats()))
+        open_update(layer)
     try:
         yield
     finally:
         for layer in layers:
             del layer.pending
+
+
+def open_update(layer: BatchNorm) -> None:
+    """Let the next calls of ``layer`` make one update, until its ``pending`` is deleted."""
+    stats = layer._batch_stats()
+    for name in ("mean", "var"):
+        # In the dtype that an update leaves, so that a scan can carry them.
+        getattr(layer, name).set_value(getattr(stats, name))
+    if not hasattr(layer, "count"):
+        # One count a feature, so that a scan over layers can cut it like the rest.
+        stats = stats._replace(count=np.zeros(stats.mean.shape, np.int32))
+    layer.pending = BatchMoments(begin_update(stats))

@@ -16,7 +16,8 @@ from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
 from bnjax.core import SpectralState, init_spectral_norm, spectral_norm, weight_norm
-from bnjax.core._axes import Axes, canonical_axes, inexact_dtype
+from bnjax.core._axes import Axes, canonical_axes, compute_dtype, inexact_dtype
+from bnjax.core._checks import check_switch, param_dtype_of
 
 KERNEL = nnx.PathContains("kernel")
 
@@ -40,7 +41,9 @@ class WeightNorm(nnx.Module):
       use_scale: whether there is a g: ``scales``, an ``nnx.Param`` by path of the weight.
       scale_init: its initialiser, ones.
       epsilon: added to the squared norm.
-      dtype: dtype of the normalised weights; by default the promotion of weights and scale.
+      dtype: dtype of the normalised weights, to which they are rounded once; by default the
+        promotion of weights and scale. Half-precision weights with a scale of half precision are
+        so handed to the layer in half precision, which it would otherwise leave.
       param_dtype: dtype of the scales.
       variable_filter: filter of nnx; the ``nnx.Param`` it lets through are normalised.
       promote_dtype: accepted, without effect.
@@ -82,7 +85,7 @@ class WeightNorm(nnx.Module):
     ):
         self.layer_instance = layer_instance
         self.feature_axes: Axes = () if feature_axes is None else feature_axes
-        self.use_scale = use_scale
+        self.use_scale = check_switch("use_scale", use_scale)
         self.scale_init = scale_init
         self.epsilon = epsilon
         self.dtype = dtype
@@ -92,7 +95,8 @@ class WeightNorm(nnx.Module):
 
         def scale(w):
             kept = canonical_axes(self.feature_axes, w.ndim, "feature_axes")
-            return nnx.Param(scale_init(rngs.params(), [w.shape[a] for a in kept], param_dtype))
+            shape = [w.shape[a] for a in kept]
+            return nnx.Param(scale_init(rngs.params(), shape, param_dtype_of(param_dtype)))
 
         weights = [(p, w) for p, w in _params(layer_instance) if self.variable_filter(p, w)]
         self.scales = nnx.data({path: scale(w) for path, w in weights} if use_scale else None)
@@ -113,10 +117,10 @@ class WeightNorm(nnx.Module):
             return None
         scale = None if self.scales is None else _kept_for(path, self.scales, path)[...]
         w = param[...]
-        dtype = inexact_dtype(w, scale)
         axis = None if self.feature_axes == () else self.feature_axes
-        w_hat = weight_norm(w.astype(dtype), scale, axis=axis, epsilon=self.epsilon)
-        return w_hat.astype(self.dtype or dtype)
+        target = self.dtype or inexact_dtype(w, scale)
+        wide = w.astype(compute_dtype(w.dtype, target))
+        return weight_norm(wide, scale, axis=axis, epsilon=self.epsilon).astype(target)
 
 
 class SpectralNorm(nnx.Module):
@@ -138,7 +142,8 @@ class SpectralNorm(nnx.Module):
       layer_instance: the layer; each call runs it with normalised weights.
       n_steps: power iterations a call; below 1 nothing is normalised.
       epsilon: no norm below its root is divided by.
-      dtype: dtype of the normalised weights; by default the promotion of weights and ``u``.
+      dtype: dtype of the normalised weights, to which they are rounded once; by default the
+        promotion of weights and ``u``.
       param_dtype: dtype of ``u`` and ``sigma``.
       error_on_non_matrix: refuse parameters of rank 3 or more.
       update_stats: keep what the power iteration finds; ``train()`` and ``eval()`` set it, by way
@@ -206,6 +211,7 @@ class SpectralNorm(nnx.Module):
         """
         if update_stats is None:
             update_stats = not self.use_running_average
+        update_stats = check_switch("update_stats", update_stats)
 
         def normalized(path, param):
             return self._normalized(path, param, update_stats)
@@ -236,13 +242,13 @@ class SpectralNorm(nnx.Module):
             return None
         u, sigma = (_kept_for(path, self.batch_stats, (*path, name)) for name in ("u", "sigma"))
         w, state = param[...], SpectralState(u[...], sigma[...])
-        dtype = inexact_dtype(w, state.u)
+        target = self.dtype or inexact_dtype(w, state.u)
         options = {"n_steps": self.n_steps, "epsilon": self.epsilon, "update": update_stats}
-        w_hat, state = spectral_norm(w.astype(dtype), state, **options)
+        w_hat, state = spectral_norm(w.astype(compute_dtype(w.dtype, target)), state, **options)
         if update_stats:
             u.set_value(state.u)
             sigma.set_value(state.sigma)
-        return w_hat.astype(self.dtype or dtype)
+        return w_hat.astype(target)
 
 
 def _params(layer):

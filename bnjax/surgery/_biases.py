@@ -64,6 +64,6 @@ def drop_redundant_biases(
         moved = narrow(double(mean) - double(bias), mean, "mean without bias")
         flat["batch_stats", *norm, "mean"] = moved
         changed[path] = f"bias into the mean of {name(norm)}"
-    after = alter(model, variables, flat, dict.fromkeys(changed, BiasAsStored()))
+    after = alter(model, variables, flat, dict.fromkeys(changed, BiasAsStored(False)))
     difference = verified((model, variables), after, args, kwargs, neighbours.wiring.eps)
     return Outcome(*after, changed, left_alone, difference)

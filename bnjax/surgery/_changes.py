@@ -43,13 +43,15 @@ class Passing(nnx.Module):
 class BiasAsStored:
     """A layer with weights that has a bias if its parameters do, whatever its author said."""
 
+    use_bias: bool  # of a layer that is initialised
+
     def linen(self, layer, call, args, kwargs):
         """See ``Change``."""
-        stored = layer.has_variable("params", "bias")
-        if layer.use_bias == stored:
+        new = layer.is_initializing() and not layer.has_variable("params", "kernel")
+        use_bias = self.use_bias if new else layer.has_variable("params", "bias")
+        if layer.use_bias == use_bias:
             return call(*args, **kwargs)
-        params = {"params": layer.variables["params"]}
-        return layer.clone(parent=None, use_bias=stored).apply(params, *args, **kwargs)
+        return layer.clone(parent=layer.scope.rewound(), use_bias=use_bias)(*args, **kwargs)
 
     def nnx(self, layer, params):
         """See ``Change``."""

@@ -61,7 +61,7 @@ def fold(model: Model, variables: Any, *args: Any, layers: str = "", **kwargs: A
         except ValueError as why:  # too large for the dtype
             left_alone[pair.norm] = str(why)
             continue
-        changes |= {pair.norm: Passes(pair.cast), pair.layer: BiasAsStored()}
+        changes |= {pair.norm: Passes(pair.cast), pair.layer: BiasAsStored(True)}
         changed[pair.norm] = pair.where()
     after = alter(model, variables, flat, changes)
     difference = verified((model, variables), after, args, kwargs, pairs.eps)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -37,6 +39,9 @@ WATCHED = NORMS + WEIGHTS + REPARAMETRISED
 Watch = Callable[[Path, type, Any, Callable[..., Any], tuple, dict], Any]
 
 
+_RUNNING: contextvars.ContextVar[frozenset] = contextvars.ContextVar("changes", default=frozenset())
+
+
 class Change(Protocol):
     """What a layer does instead."""
 
@@ -51,6 +56,9 @@ class Change(Protocol):
 @dataclasses.dataclass(frozen=True, eq=False)
 class AlteredModule:
     """A linen module in which some layers do something else.
+
+    Used as the module itself: ``apply``, ``init``, ``bind``, ``clone`` and its own methods are the
+    module's, with the changes.
 
     Attributes:
       module: the module as its author wrote it.
@@ -72,25 +80,63 @@ class AlteredModule:
     module: nn.Module
     changes: Mapping[Path, Change]
 
-    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
-        """``module.apply``, with the changes.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """``module(...)`` with the changes, where the module is bound; see ``bind`` and ``clone``.
 
         Args:
-          variables: those that the surgery returned, or trained from them.
-          *args, **kwargs: as of ``module.apply``, ``mutable``, ``rngs`` and ``method`` among them.
-
-        Returns:
-          What ``module.apply`` returns.
+          *args, **kwargs: as of the module's call.
         """
+        with self.in_force():
+            return self.module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the module has: its methods, with the changes, ``apply`` and ``init`` too."""
+        if name.startswith("_") or name == "module":
+            raise AttributeError(name)
+        found = getattr(self.module, name)
+        if not callable(found) or isinstance(found, nn.Module):
+            return found
+
+        @functools.wraps(found)
+        def altered(*args, **kwargs):
+            with self.in_force():
+                return found(*args, **kwargs)
+
+        return altered
+
+    def bind(self, variables: Any, *args: Any, **kwargs: Any) -> AlteredModule:
+        """``module.bind``, with the changes.
+
+        Args:
+          variables, *args, **kwargs: as of ``module.bind``.
+        """
+        return dataclasses.replace(self, module=self.module.bind(variables, *args, **kwargs))
+
+    def clone(self, **options: Any) -> AlteredModule:
+        """``module.clone``, with the changes.
+
+        Args:
+          **options: as of ``module.clone``.
+        """
+        return dataclasses.replace(self, module=self.module.clone(**options))
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Within it, ``module`` does what the changes say, and other interceptors see that."""
 
         def watch(path, _, layer, call, args, kwargs):
-            change = self.changes.get(path)
-            if change is None:
+            change, running = self.changes.get(path), _RUNNING.get()
+            key = id(self.changes), path
+            if change is None or key in running:  # a change may call a layer in the layer's place
                 return call(*args, **kwargs)
-            return change.linen(layer, call, args, kwargs)
+            token = _RUNNING.set(running | {key})
+            try:
+                return change.linen(layer, call, args, kwargs)
+            finally:
+                _RUNNING.reset(token)
 
         with nn.intercept_methods(_interceptor(watch)):
-            return self.module.apply(variables, *args, **kwargs)
+            yield
 
 
 Model = nn.Module | AlteredModule | nnx.GraphDef
@@ -108,11 +154,13 @@ def run(model: Model, variables: Any, args: tuple, kwargs: dict, watch: Watch | 
             "model must be a linen module or an nnx.GraphDef, as from nnx.split(model), got "
             f"{type(model).__name__}."
         )
-    if watch is None:
-        y = model.apply(variables, *args, **kwargs)
-    else:
-        with nn.intercept_methods(_interceptor(watch)):
-            y = model.apply(variables, *args, **kwargs)
+    altered = isinstance(model, AlteredModule)
+    with contextlib.ExitStack() as stack:
+        if altered:
+            stack.enter_context(model.in_force())
+        if watch is not None:
+            stack.enter_context(nn.intercept_methods(_interceptor(watch)))
+        y = (model.module if altered else model).apply(variables, *args, **kwargs)
     return y[0] if kwargs.get("mutable", False) is not False else y
 
 
@@ -172,11 +220,39 @@ def shared_variables(model: Model, variables: Any) -> set[Path]:
 
 
 def _interceptor(watch: Watch):
+    """For ``nn.intercept_methods``: ``watch`` in place of each layer of the model that is called.
+
+    A model that is applied within it, to variables of its own, is passed over: its paths say
+    nothing about the outer model's variables.
+    """
+    variables: Any = None  # of the outermost apply
+    calls: list[tuple[bool, nn.Module]] = []  # that are running: whether of that apply, of what
+
+    def belongs(module: nn.Module, root: Any) -> bool:
+        if not root.debug_path:
+            return root._variables is variables
+        # Within a lifted transformation variables are copies. One of the very top is of a model of
+        # its own, unless the module that is running there has called itself.
+        own = [running for inside, running in calls if inside]
+        if root.path or module.path or not own:
+            return calls[-1][0] if calls else True
+        return calls[-1][0] and any(type(r) is type(module) and not r.path for r in own)
+
     def intercept(call, args, kwargs, context):
+        nonlocal variables
         module = context.module
-        if context.method_name != "__call__" or module.scope is None:
+        if module.scope is None:
             return call(*args, **kwargs)
-        return watch(module.path, type(module), module, call, args, kwargs)
+        root = module.scope.root
+        variables = root._variables if variables is None else variables
+        inside = belongs(module, root)
+        calls.append((inside, module))
+        try:
+            if context.method_name != "__call__" or not inside:
+                return call(*args, **kwargs)
+            return watch(module.path, type(module), module, call, args, kwargs)
+        finally:
+            calls.pop()
 
     return intercept
 

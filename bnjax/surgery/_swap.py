@@ -18,10 +18,9 @@ from bnjax import linen as bn_linen
 from bnjax import nnx as bn_nnx
 from bnjax._variables import Flat, Path, name
 from bnjax.surgery._freeze import freeze
-from bnjax.surgery._models import Model, alter
+from bnjax.surgery._models import AlteredModule, Model, alter
 from bnjax.surgery._outcome import Outcome
 
-SWAPPED = "swapped"
 # A running-statistics norm takes over all settings of the old one; other norms mean another thing
 # by most of them.
 ALWAYS_CARRIED = {"epsilon", "dtype"}
@@ -86,7 +85,8 @@ def swap(
     kept = {path: v for path, v in flat.items() if path[1:-1] not in fitted}
     for path, (_, leaves) in fitted.items():
         kept |= {(leaf[0], *path, *leaf[1:]): value for leaf, value in leaves.items()}
-    changes = {path: replace for path, (replace, _) in fitted.items()}
+    before = model.changes if isinstance(model, AlteredModule) else {}
+    changes = {p: replace.after(before.get(p)) for p, (replace, _) in fitted.items()}
     new, variables = alter(model, variables, kept, changes)
     if frozen:
         new, variables = _frozen(new, variables, layers)
@@ -103,21 +103,11 @@ class Replace:
 
     def linen(self, layer, call, args, kwargs):
         """See ``Change``."""
-        if layer.name == SWAPPED:  # the replacement itself, where the model is but a norm
-            return call(*args, **kwargs)
-        norm = self.cls(**self._settings(layer), name=SWAPPED)
-        mutable = [c for c in layer.variables if layer.is_mutable_collection(c)]
-
-        def apply(*args, **kwargs):
-            y, updates = norm.apply(layer.variables, *args, mutable=mutable, **kwargs)
-            for collection, leaves in updates.items():
-                for leaf, value in leaves.items():
-                    layer.put_variable(collection, leaf, value)
-            return y
-
+        # In the old one's place: variables, paths and updates are those of any layer there.
+        norm = self.cls(**self._settings(layer), parent=layer.scope.rewound())
         if _has_statistics(self.cls):
-            return apply(*args, **kwargs)
-        return _features_last(apply, layer.axis, *args, **kwargs)
+            return norm(*args, **kwargs)
+        return _features_last(norm, layer.axis, *args, **kwargs)
 
     def nnx(self, layer, params):
         """See ``Change``."""
@@ -126,10 +116,20 @@ class Replace:
         )
         return cls(layer.num_features, **self._settings(layer), rngs=nnx.Rngs(0))
 
+    def after(self, old: Any) -> Replace:
+        """This replacement of what ``old``, a replacement too, has put there."""
+        if not isinstance(old, Replace):
+            return self
+        settings = {n: v for n, v in old.options.items() if n in self._carried()}
+        return dataclasses.replace(self, options={**settings, **self.options})
+
     def _settings(self, layer) -> dict[str, Any]:
+        given = {n: getattr(layer, n) for n in self._carried() if hasattr(layer, n)}
+        return given | dict(self.options)
+
+    def _carried(self) -> set[str]:
         carried = _arguments(self.cls) - NEVER_CARRIED
-        carried = carried if _has_statistics(self.cls) else carried & ALWAYS_CARRIED
-        return {n: getattr(layer, n) for n in carried if hasattr(layer, n)} | dict(self.options)
+        return carried if _has_statistics(self.cls) else carried & ALWAYS_CARRIED
 
 
 def _check_class(cls: Any, base: type) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnjax.core._owned import owned
 from bnjax.surgery._models import Model, run
 
 Network = Callable[..., Any] | tuple[Model, Any]
@@ -123,6 +124,7 @@ def _network(network: Network, kwargs):
 
 
 def _as_tuple(batch):
+    batch = owned(batch)
     return batch if isinstance(batch, tuple) else (batch,)
 
 

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from bnjax import _variables, core
+from bnjax import _variables
 from bnjax._switches import SWITCHES, Switches
 from bnjax._variables import Path
 from bnjax.core import Moments
 from bnjax.core._dataset_moments import merge_in_float64
+from bnjax.core._owned import owned
 from bnjax.nnx import BatchNorm
-from bnjax.nnx._one_update import BatchMoments
-from bnjax.training._begin_update import begin_update
+from bnjax.nnx._one_update import open_update
+from bnjax.training._begin_update import opened
 
 # A step is (variables, batch) -> moments of each layer in that batch.
 Step = Callable[[Any, Any], dict[str, Moments]]
@@ -70,11 +71,26 @@ def gather(step: Step, variables: Any, batches: Iterable) -> tuple[dict[str, Mom
     """Merged moments of all ``batches``, and how many batches there were."""
     total, part, number = None, None, 0
     for number, batch in enumerate(batches, 1):  # noqa: B007 (used after the loop)
-        part = step(variables, batch)
+        part = step(variables, owned(batch))
         total = part if total is None else {n: merge_in_float64(total[n], part[n]) for n in part}
     if total is None:
         raise ValueError("batches is empty: there are no data to take statistics of.")
     return jax.tree.map(lambda v, like: jnp.asarray(v, like.dtype), total, part), number
+
+
+def frozen(model: Any, variables: Any) -> set[Path]:
+    """The layers whose running statistics are held by :func:`bnjax.surgery.freeze`."""
+    if isinstance(model, nnx.GraphDef):
+        nodes = nnx.iter_graph(nnx.merge(model, variables))
+        held = {path: node.switches for path, node in nodes if isinstance(node, BatchNorm)}
+    else:
+        held = _variables.switches(variables)
+    return {path for path, switches in held.items() if switches.statistics is False}
+
+
+def title(path: Path) -> str:
+    """The name of a layer in messages."""
+    return _variables.name(path) or "(the model itself)"
 
 
 def _observe_linen(model: nn.Module, call, switches, watched):
@@ -83,12 +99,11 @@ def _observe_linen(model: nn.Module, call, switches, watched):
         variables = rebuild(flat)
         for path, setting in switches.items():
             functools.reduce(operator.getitem, path, variables["batch_stats"])[SWITCHES] = setting
-        variables["batch_moments"] = begin_update(variables["batch_stats"])
-        run = nn.apply(call, model, mutable=["batch_stats", "batch_moments"])
+        variables["batch_stats"] = opened(variables["batch_stats"])
+        run = nn.apply(call, model, mutable=["batch_stats"])
         new, _ = _variables.flatten(run(variables, batch)[1])
         return {
-            _variables.name(path): new["batch_moments", *path, "pending"].moments
-            for path in watched
+            _variables.name(path): new["batch_stats", *path, "pending"].moments for path in watched
         }
 
     return step
@@ -101,12 +116,12 @@ def _observe_nnx(graphdef: nnx.GraphDef, call, switches, watched):
         for path, layer in layers.items():
             if not isinstance(layer, BatchNorm):
                 raise TypeError(
-                    f"{_variables.name(path)} is a {type(layer).__module__}.{type(layer).__name__},"
+                    f"{title(path)} is a {type(layer).__module__}.{type(layer).__name__},"
                     " which does not tell what it sees. Use bnjax.nnx.BatchNorm in its place: same "
                     "constructor, same variables."
                 )
             layer.switches = switches[path]
-            layer.pending = BatchMoments(core.begin_update(layer._batch_stats()))
+            open_update(layer)
         call(model, batch)
         return {_variables.name(path): layers[path].pending.get_value().moments for path in watched}
 

@@ -14,7 +14,8 @@ from bnjax import _variables
 from bnjax._switches import Switches
 from bnjax._variables import Flat, Path
 from bnjax.core import Moments
-from bnjax.training._observe import Step, compiled_observer, gather
+from bnjax.core._axes import at_least_float32
+from bnjax.training._observe import Step, compiled_observer, frozen, gather, title
 
 V = TypeVar("V")
 
@@ -54,6 +55,8 @@ def recalibrate(
     data settles the next layer, with all before it at their final statistics, as they will be in
     evaluation. It needs as many passes as there are layers, or fewer where some lie side by side.
 
+    Layers whose statistics :func:`bnjax.surgery.freeze` holds are left as they are.
+
     Args:
       model: a linen module, or the ``nnx.GraphDef`` of ``nnx.split(model)``.
       variables: linen's variables, or the ``nnx.State`` of ``nnx.split(model)``.
@@ -77,8 +80,9 @@ def recalibrate(
       a ``count`` becomes the number of batches. A feature that a mask always hides keeps its own.
 
     Raises:
-      ValueError: there are no batches, a pattern finds no layer, no data reach a layer (it is not
-        called, or is not one of bnjax's), or what reaches it is not finite.
+      ValueError: there are no batches, a pattern finds no layer or a frozen one, no data reach a
+        layer (it is not called, or is not one of bnjax's), or what reaches it is not finite, or its
+        statistics are not in their dtype.
       TypeError: ``batches`` can be gone through only once, but must be again.
 
     Example:
@@ -98,7 +102,7 @@ def recalibrate(
     """
     flat, rebuild = _variables.flatten(variables)
     norms = _variables.norms(flat)
-    chosen = _variables.choose(norms, layers)
+    chosen = _thawed(_variables.choose(norms, layers), frozen(model, variables), layers)
     # Stacked statistics, of layers under a scan, have as many layers as leading entries at most.
     depth = sum(math.prod(np.shape(flat["batch_stats", *path, "mean"])[:-1]) for path in chosen)
     passes = depth if layer_by_layer else 1
@@ -113,12 +117,13 @@ def recalibrate(
     switches = dict.fromkeys(norms, EVALUATE) | dict.fromkeys(chosen, switch)
     step = compiled_observer(model, call, switches, transform)
     for _ in range(passes):
-        fresh = _fresh(flat, chosen, *gather(step, rebuild(flat), progress(batches)))
+        moments, number = gather(step, rebuild(flat), progress(batches))
+        fresh = _fresh(flat, chosen, moments, number)
         settled = all(np.array_equal(flat[path], new) for path, new in fresh.items())
         flat |= fresh
         if settled:
             break
-    _check_finite(flat, chosen)
+    _check_finite(flat, chosen, moments)
     return rebuild(flat)
 
 
@@ -165,13 +170,27 @@ def adapt(model: Any, variables: V, batches: Iterable, *, weight: float = 1.0, *
     old, _ = _variables.flatten(variables)
     for path in new:
         if path[0] == "batch_stats" and path[-1] in ("mean", "var"):
-            new[path] = (old[path] + weight * (new[path] - old[path])).astype(old[path].dtype)
+            before, after = (at_least_float32(jnp.asarray(v[path])) for v in (old, new))
+            new[path] = (before + weight * (after - before)).astype(old[path].dtype)
     return rebuild(new)
+
+
+def _thawed(chosen: list[Path], held: set[Path], layers: str) -> list[Path]:
+    """The chosen layers without frozen ones, or an error where those were asked for."""
+    found = [title(path) for path in chosen if path in held]
+    free = [path for path in chosen if path not in held]
+    if found and (layers or not free):
+        asked = f"layers={layers!r} is found in layers" if layers else "all layers are those"
+        raise ValueError(
+            f"{asked} whose statistics are frozen: {', '.join(found)}. Set them free before with "
+            "bnjax.surgery.unfreeze(..., affine=False, mode=False), or leave them out."
+        )
+    return free
 
 
 def _fresh(flat: Flat, chosen: list[Path], moments: dict[str, Moments], batches: int) -> Flat:
     """The new statistics of the chosen layers, by path."""
-    unseen = [name for name, m in moments.items() if not np.any(m.count)]
+    unseen = [title(path) for path in chosen if not np.any(moments[_variables.name(path)].count)]
     if unseen:
         raise ValueError(
             f"no data reach {', '.join(unseen)}: not called, hidden by a mask, or not one of "
@@ -186,18 +205,28 @@ def _fresh(flat: Flat, chosen: list[Path], moments: dict[str, Moments], batches:
             if leaf in flat:
                 seen = np.asarray(m.count) > 0
                 seen = seen if np.ndim(flat[leaf]) else seen.any()  # one count of all features
-                fresh[leaf] = jnp.asarray(np.where(seen, value, flat[leaf]), flat[leaf].dtype)
+                with np.errstate(over="ignore"):  # half precision; told in the end
+                    new = np.where(seen, value, flat[leaf]).astype(flat[leaf].dtype)
+                fresh[leaf] = jnp.asarray(new)
     return fresh
 
 
-def _check_finite(flat: Flat, chosen: list[Path]):
-    bad = [
-        _variables.name(path)
-        for path in chosen
-        if not all(np.all(np.isfinite(flat["batch_stats", *path, n])) for n in ("mean", "var"))
-    ]
+def _check_finite(flat: Flat, chosen: list[Path], moments: dict[str, Moments]):
+    bad, narrow = [], []
+    for path in chosen:
+        mean, var = (flat["batch_stats", *path, leaf] for leaf in ("mean", "var"))
+        if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(var))):
+            m = moments[_variables.name(path)]
+            held = np.all(np.isfinite(m.mean)) and np.all(np.isfinite(m.m2))
+            (narrow if held else bad).append(path)
     if bad:
         raise ValueError(
-            f"what reaches {', '.join(bad)} is not finite in some batch. Look for NaN or infinity "
-            "in the data, or in the parameters of the layers before the first of these."
+            f"what reaches {', '.join(map(title, bad))} is not finite in some batch. Look for NaN "
+            "or infinity in the data, or in the parameters of the layers before the first of these."
+        )
+    if narrow:
+        dtype = flat["batch_stats", *narrow[0], "var"].dtype
+        raise ValueError(
+            f"{dtype} cannot hold the new statistics of {', '.join(map(title, narrow))}. Keep "
+            "batch_stats in float32: bnjax's layers compute with that in any case."
         )

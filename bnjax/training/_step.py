@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.training._begin_update import begin_update
-from bnjax.training._state import TrainState
+from bnjax.training._begin_update import closed, opened
 
 Metrics = dict[str, jax.Array]
 # (params, collections, batch, train) -> (loss, (collections, metrics))
@@ -20,14 +19,14 @@ LossFn = Callable[
 
 
 def train_step(
-    state: TrainState,
+    state: Any,
     batch: Any,
     loss_fn: LossFn,
     *,
     micro_batches: int = 1,
     skip_nonfinite: bool = False,
     axis_name: Any = None,
-) -> tuple[TrainState, Metrics]:
+) -> tuple[Any, Metrics]:
     r"""One step of the optimizer, with one update of the running statistics.
 
     With ``k`` = ``micro_batches`` the batch is cut into ``k`` equal parts, run one after the other,
@@ -44,15 +43,20 @@ def train_step(
     ``jax.lax.scan``, ``jax.vmap`` over seeds, or ``jax.shard_map``.
 
     Args:
-      state: before the step.
-      batch: pytree of arrays with examples on axis 0.
+      state: before the step: a :class:`TrainState`; or any other with ``params``, ``batch_stats``,
+        ``apply_gradients(grads=..., batch_stats=...)`` and ``replace``, as a subclass of
+        ``flax.training.train_state.TrainState`` with that field.
+      batch: pytree of arrays with examples on axis 0. Micro-batches share scalars, and get random
+        keys of their own, split from a key in the batch.
       loss_fn: ``loss_fn(params, collections, batch, train)`` returns
         ``(loss, (collections, metrics))``. ``collections`` is the dict of Flax collections to read
         and, in training, to update: pass all of it to ``apply`` and name all of it ``mutable``.
-        It holds ``batch_stats``, and ``batch_moments`` where micro-batches share an update.
+        It holds ``batch_stats``, in which bnjax's modules find the update that micro-batches share;
+        pure functions find a :class:`bnjax.PendingUpdate` there in place of their ``BatchStats``.
       micro_batches: number of parts; it must divide the number of examples.
       skip_nonfinite: if loss, a gradient or a running statistic is infinite or NaN, change
-        nothing but ``step`` and ``skipped``. Off by default: then all turns NaN, visibly.
+        nothing but ``step`` and ``skipped`` (if the state has that). Off by default: then all
+        turns NaN, visibly.
       axis_name: mesh axis or axes over which the batch is split, under ``jax.shard_map`` with
         its default ``check_vma=True``: loss, metrics and gradients are then means over all. Give
         the same name to the norm layers for statistics of the whole batch.
@@ -62,6 +66,7 @@ def train_step(
 
     Raises:
       ValueError: ``micro_batches`` is not positive or does not divide the batch.
+      TypeError: ``state`` is none, or has no place for the statistics that ``loss_fn`` returns.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -88,24 +93,25 @@ def train_step(
         loss, (collections, metrics) = loss_fn(params, collections, batch, True)
         return _mean(loss, axis_name), (collections, _mean(metrics, axis_name))
 
+    _check_state(state)
     grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
     if micro_batches == 1:
-        collections = {"batch_stats": state.batch_stats}
+        collections = {"batch_stats": _stats(state)}
         (loss, (collections, metrics)), grads = grad_fn(state.params, collections, batch)
     else:
         loss, collections, metrics, grads = _accumulate(grad_fn, state, batch, micro_batches)
-    batch_stats = collections.get("batch_stats", state.batch_stats)
-    new = state.apply_gradients(grads, batch_stats)
+    batch_stats = collections.get("batch_stats", _stats(state))
+    new = state.apply_gradients(grads=grads, **_field(state, batch_stats))
     if skip_nonfinite:
         new = _unless_nonfinite(state, new, (loss, grads, batch_stats))
     return new, {"loss": loss, **metrics}
 
 
-def eval_step(state: TrainState, batch: Any, loss_fn: LossFn, *, axis_name: Any = None) -> Metrics:
+def eval_step(state: Any, batch: Any, loss_fn: LossFn, *, axis_name: Any = None) -> Metrics:
     """Loss and metrics of ``batch`` by the running statistics; nothing is updated.
 
     Args:
-      state: parameters and running statistics.
+      state: parameters and running statistics, as in :func:`train_step`.
       batch, loss_fn, axis_name: as in :func:`train_step`; called with ``train=False``.
 
     Returns:
@@ -123,17 +129,42 @@ def eval_step(state: TrainState, batch: Any, loss_fn: LossFn, *, axis_name: Any 
 
     Source: Ioffe & Szegedy (2015), Algorithm 2, lines 8-11.
     """
-    loss, (_, metrics) = loss_fn(state.params, {"batch_stats": state.batch_stats}, batch, False)
+    loss, (_, metrics) = loss_fn(state.params, {"batch_stats": _stats(state)}, batch, False)
     return _mean({"loss": loss, **metrics}, axis_name)
+
+
+def _check_state(state):
+    lacking = [n for n in ("params", "apply_gradients", "replace") if not hasattr(state, n)]
+    if lacking:
+        raise TypeError(
+            f"state must be a bnjax.training.TrainState, or one of Flax with a field batch_stats, "
+            f"got {type(state).__name__}, which has no {', '.join(lacking)}."
+        )
+
+
+def _stats(state):
+    """The running statistics in a state, which may have none, or no place for them."""
+    stats = getattr(state, "batch_stats", None)
+    return {} if stats is None else stats
+
+
+def _field(state, batch_stats) -> dict[str, Any]:
+    """The new running statistics as a field of the state."""
+    if hasattr(state, "batch_stats"):
+        nothing = state.batch_stats is None and not jax.tree.leaves(batch_stats)
+        return {"batch_stats": None if nothing else batch_stats}
+    if jax.tree.leaves(batch_stats):
+        raise TypeError(
+            f"loss_fn returns batch_stats, for which {type(state).__name__} has no field: they "
+            "would be lost. Use bnjax.training.TrainState, or add the field batch_stats to yours."
+        )
+    return {}
 
 
 def _accumulate(grad_fn, state, batch, micro_batches):
     """Loss, collections, metrics and gradients of all parts of ``batch``."""
     parts = jax.tree.map(lambda v: _split(v, micro_batches), batch)
-    collections = {
-        "batch_stats": state.batch_stats,
-        "batch_moments": begin_update(state.batch_stats),
-    }
+    collections = {"batch_stats": opened(_stats(state))}
 
     def body(collections, part):
         (loss, (collections, metrics)), grads = grad_fn(state.params, collections, part)
@@ -148,14 +179,20 @@ def _accumulate(grad_fn, state, batch, micro_batches):
     first, rest = jax.tree.map(lambda v: v[0], parts), jax.tree.map(lambda v: v[1:], parts)
     (collections, sums), _ = lax.scan(add, body(collections, first), rest)
     loss, metrics, grads = jax.tree.map(lambda v: v / micro_batches, sums)
-    return loss, collections, metrics, grads
+    return loss, closed(collections), metrics, grads
 
 
 def _split(v, micro_batches):
-    if micro_batches < 1 or v.shape[0] % micro_batches:
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches={micro_batches} must be positive and divide the batch.")
+    if jnp.ndim(v) == 0:
+        key = jnp.issubdtype(jnp.result_type(v), jax.dtypes.prng_key)
+        return jax.random.split(v, micro_batches) if key else jnp.full(micro_batches, v)
+    if v.shape[0] % micro_batches:
         raise ValueError(
             f"micro_batches={micro_batches} must be positive and divide the {v.shape[0]} examples "
-            f"of the batch (an array of shape {v.shape})."
+            f"of the batch (an array of shape {v.shape}). Arrays are cut on axis 0; what all parts "
+            "share must be a scalar, a random key one of jax.random.key."
         )
     return v.reshape(micro_batches, v.shape[0] // micro_batches, *v.shape[1:])
 
@@ -164,9 +201,12 @@ def _mean(tree, axis_name):
     return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
-def _unless_nonfinite(old: TrainState, new: TrainState, watched) -> TrainState:
+def _unless_nonfinite(old, new, watched):
     """``new``, or where anything ``watched`` is not finite ``old`` with the step counted."""
     leaves = [v for v in jax.tree.leaves(watched) if jnp.issubdtype(v.dtype, jnp.inexact)]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in leaves]))
     kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    return kept.replace(step=new.step, skipped=old.skipped + (~finite).astype(jnp.int32))
+    counted = {"step": new.step} if hasattr(new, "step") else {}
+    if hasattr(old, "skipped"):
+        counted["skipped"] = old.skipped + (~finite).astype(jnp.int32)
+    return kept.replace(**counted)

@@ -21,7 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from bnjax.interop._files import DAMAGE, checksum, quiet_orbax
+from bnjax.interop._files import DAMAGE, quiet_orbax
+from bnjax.interop._safetensors import checksum
 from experiments.common.errors import UserError
 
 ACCURACY = "test_accuracy"

@@ -58,7 +58,7 @@ def test_values_match_the_oracle_eager_and_under_jit(layer, train):
     close(jax.jit(layer.apply, static_argnums=2)(variables, x, train), (y, state))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float8_e4m3fn])
 def test_half_precision_matches_the_oracle_on_the_rounded_input(layer, train, dtype):
     x, variables = setup(layer, dtype)
     y, _ = layer.apply(variables, x, train)

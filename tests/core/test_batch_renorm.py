@@ -196,6 +196,27 @@ def test_one_update_out_of_several_batches():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), pending.after, want)
 
 
+@pytest.mark.parametrize("r_max, d_max", [(1.0, 0.0), (1.2, 0.3), (1e9, 1e9)])
+def test_complex_input_is_corrected_in_size_and_keeps_its_direction(r_max, d_max):
+    rng = np.random.default_rng(0)
+    x, mean = (rng.normal(2, 2, (*s, 2)).view(np.complex128)[..., 0] for s in ((12, 4), (4,)))
+    stats = bnjax.BatchStats(mean.astype(np.complex64), jnp.array([1.0, 4, 9, 1]), jnp.int32(5))
+    limits = {"r_max": r_max, "d_max": d_max}
+    y, new = jax.jit(lambda x: renorm(x, None, None, stats, **limits))(x.astype(np.complex64))
+    std_b, std = np.sqrt(x.var(0) + EPSILON), np.sqrt(np.asarray(stats.var, float) + EPSILON)
+    d = (x.mean(0) - mean) / std
+    d *= np.minimum(1, d_max / np.abs(d))
+    want = (x - x.mean(0)) / std_b * np.clip(std_b / std, 1 / r_max, r_max) + d
+    assert testing.relative_error(y, want) < 1e-6
+    assert new.mean.dtype == jnp.complex64 and new.var.dtype == jnp.float32
+    # Data on the real line are corrected as real data are.
+    real = tuple(np.real(v).astype(np.float32) for v in (x, mean))
+    y, _ = renorm(real[0], None, None, stats._replace(mean=real[1]), **limits)
+    as_complex = stats._replace(mean=real[1].astype(np.complex64))
+    z, _ = renorm(real[0].astype(np.complex64), None, None, as_complex, **limits)
+    assert testing.relative_error(z, y) < 1e-6
+
+
 def test_accuracy_at_a_large_offset():
     rng = np.random.default_rng(0)
     x = rng.normal(1e4, 1, (512, 4)).astype(np.float32)

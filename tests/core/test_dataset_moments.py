@@ -51,3 +51,18 @@ def test_what_cannot_be_done_is_said():
         bnjax.dataset_moments(iter([]))
     with pytest.raises(ValueError, match=r"batch 1 has features of shape \(2,\)"):
         bnjax.dataset_moments([np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)])
+
+
+def test_a_loader_that_refills_one_buffer():
+    data = np.random.default_rng(0).normal(size=(4, 50_000, 10)).astype(np.float32)
+
+    def loader():
+        buffer = np.empty_like(data[0])
+        for factor, batch in enumerate(data, 1):
+            np.multiply(batch, factor, out=buffer)
+            yield buffer
+
+    whole = (data * np.arange(1, 5)[:, None, None]).reshape(-1, 10)
+    for _ in range(3):
+        got = bnjax.dataset_moments(loader())
+        np.testing.assert_allclose(got.var(), whole.var(0), rtol=1e-5)

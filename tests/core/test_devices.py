@@ -1,6 +1,7 @@
 """Merging over named axes: the same result as one device, however the axis is mapped."""
 
 import functools
+import math
 import re
 
 import jax
@@ -96,7 +97,7 @@ def test_everything_equals_one_device_at_a_large_offset(kind, size, examples, ma
             assert testing.relative_error(g, w) < 1e-6, name
 
 
-@pytest.mark.parametrize("kind", ["unchecked shard_map", "vmap", "pmap"])
+@pytest.mark.parametrize("kind", ["unchecked shard_map", "pmap"])
 def test_over_one_device_nothing_is_added(kind):
     x, scale, bias, mask, dy = problem(1, 16, 0.0, "none")
 
@@ -108,6 +109,65 @@ def test_over_one_device_nothing_is_added(kind):
         )
 
     assert instructions("d") == instructions(None)
+
+
+def test_a_single_lane_costs_no_collective_and_no_pass():
+    # vmap must be told that the lane's statistics are those of all lanes, and is told in passing.
+    x, scale, bias, mask, dy = problem(1, 4096, 0.0, "none")
+
+    def program(axis_name):
+        fn = KINDS["vmap"](functools.partial(layer, axis_name=axis_name), 1)
+        compiled = jax.jit(lambda *args: gradients(fn, *args)).lower(x, scale, bias, mask, dy)
+        return compiled.compile()
+
+    alone, lane = program(None), program("d")
+    moved = [p.cost_analysis()["bytes accessed"] for p in (alone, lane)]
+    assert moved[1] < 1.01 * moved[0]
+    assert not re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", lane.as_text())
+    got, want = (p(x, scale, bias, mask, dy) for p in (lane, alone))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+ONE_LANE = {
+    "batch norm": {},
+    "masked": {"mask": np.arange(16)[:, None] > 3},
+    "virtual": {"virtual_batch_size": 4},
+    "track": {"train": False, "update_stats": True, "unseen": "allow"},
+}
+
+
+@pytest.mark.parametrize("case", ONE_LANE)
+@pytest.mark.parametrize("lanes", [(1,), (1, 1), (3, 1), (1, 3)])
+def test_statistics_of_a_single_lane_are_those_of_all_lanes(case, lanes):
+    names = ("a", "b")[-len(lanes) :]
+    options = {"train": True, **ONE_LANE[case]}
+    x = np.random.default_rng(0).normal(5, 2, (*lanes, 16, FEATURES)).astype(np.float32)
+
+    def update(x, **options):
+        stats = bnjax.init_batch_stats(FEATURES)
+        return bnjax.batch_norm(x, None, None, stats, **options)[1]
+
+    mapped = functools.partial(update, axis_name=names, **options)
+    for name in reversed(names):
+        mapped = jax.vmap(mapped, axis_name=name, out_axes=None)
+    if "mask" in options:
+        options["mask"] = np.tile(options["mask"], (math.prod(lanes), 1))
+    want = update(x.reshape(-1, FEATURES), **options)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-6), mapped(x), want)
+
+
+def test_a_single_lane_of_linen_has_one_state():
+    norm = bnn.BatchNorm(use_running_average=False, axis_name="b")
+    x = jnp.arange(6.0).reshape(1, 3, 2)
+    variables = norm.init(jax.random.key(0), x[0])
+    step = functools.partial(norm.apply, variables, mutable=["batch_stats"])
+    y, after = jax.vmap(step, axis_name="b", out_axes=(0, None))(x)
+    alone = bnn.BatchNorm(use_running_average=False)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=2e-6),
+        (y[0], after),
+        alone.apply(variables, x[0], mutable=["batch_stats"]),
+    )
 
 
 def test_over_one_device_checked_shard_map_costs_its_collectives_only():

@@ -59,7 +59,7 @@ def test_masks_of_unequal_counts_are_merged():
         _, pending = bnjax.batch_norm(part, None, None, pending, train=True, mask=hidden)
     _, want = bnjax.batch_norm(x, None, None, bnjax.init_batch_stats(3), train=True, mask=mask)
     np.testing.assert_allclose(pending.after.var, want.var, rtol=1e-6)
-    assert float(pending.moments.count) == mask.sum()
+    np.testing.assert_array_equal(pending.moments.count, mask.sum())
 
 
 def test_under_scan_the_structure_stays():
@@ -99,3 +99,68 @@ def test_what_updates_nothing_returns_the_argument(train, update_stats):
     y, same = call(pending)
     assert same is pending
     np.testing.assert_array_equal(y, call(pending.before)[0])
+
+
+# pytorch#70901: element counts kept in the dtype of half-precision statistics.
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.int32])
+def test_pytorch_70901_counts_do_not_live_in_the_dtype_of_the_statistics(dtype):
+    mean, var = jnp.zeros(3, dtype), jnp.ones(3, dtype)
+    stats = bnjax.BatchStats(mean, var, jnp.zeros((), dtype))
+    part = jnp.asarray(np.tile([[3.0], [7.0]], (10_000, 3)), jnp.float16)
+    pending = run([part] * 4, stats, decay=0.0)
+    np.testing.assert_array_equal(pending.moments.count, 80_000)
+    np.testing.assert_allclose(pending.after.mean, 5, rtol=1e-6)
+    np.testing.assert_allclose(pending.after.var, 4, rtol=1e-6)
+
+
+MASKS = {
+    "none": lambda x: None,
+    "all": lambda x: jnp.array(True),
+    "examples": lambda x: x[..., :1] > 0,
+    "features": lambda x: jnp.array([True, False, True]),
+    "elements": lambda x: x > 0,
+}
+
+
+@pytest.mark.parametrize(
+    "mask, count, options",
+    [
+        *((mask, (), {}) for mask in MASKS),
+        ("elements", (3,), {}),
+        ("elements", (), {"virtual_batch_size": 2, "skip_nonfinite": True}),
+    ],
+)
+def test_a_scan_carries_it_whatever_the_mask(mask, count, options):
+    x = jnp.asarray(draw(2, 24)).reshape(4, 6, 3)
+    stats = bnjax.init_batch_stats(3)._replace(count=jnp.zeros(count, jnp.int32))
+    masked = MASKS[mask]
+
+    def body(pending, x):
+        options_ = {"mask": masked(x), "train": True, "decay": 0.5, **options}
+        return bnjax.batch_norm(x, None, None, pending, **options_)[1], None
+
+    pending, _ = jax.lax.scan(body, bnjax.begin_update(stats), x)
+    x = x.reshape(24, 3)
+    _, whole = bnjax.batch_norm(x, None, None, stats, train=True, decay=0.5, mask=masked(x))
+    for got, want in zip(pending.after, whole, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float64])
+def test_a_scan_carries_it_whatever_the_dtype_of_the_batches(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        x = jnp.asarray(draw(2, 24), dtype).reshape(4, 6, 3)
+        stats = bnjax.init_batch_stats(3)
+
+        def body(pending, x):
+            return bnjax.batch_norm(x, None, None, pending, train=True, decay=0.0)[1], None
+
+        pending, _ = jax.lax.scan(body, bnjax.begin_update(stats), x)
+        expected = np.asarray(x, float).reshape(24, 3).var(0)
+        np.testing.assert_allclose(pending.after.var, expected, rtol=1e-5)
+        assert pending.after.var.dtype == jnp.float32
+
+
+def test_what_is_no_state_is_refused():
+    with pytest.raises(TypeError, match=r"must be a bnjax.BatchStats, got dict.*one_update"):
+        bnjax.begin_update({"mean": jnp.zeros(3), "var": jnp.ones(3)})

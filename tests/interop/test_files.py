@@ -327,6 +327,27 @@ def test_what_is_no_checkpoint_is_told_what_is(content, message, tmp_path):
     assert message in one_line(tmp_path / "file")
 
 
+# github.com/keras-team/keras/issues/21663
+def test_keras_21663_an_archive_is_what_is_in_it(tmp_path):
+    members = {
+        "keras": ["metadata.json", "config.json", "model.weights.h5"],
+        "other": ["a.txt", "b.npy", "c", "d"],
+        "torch": ["model/data.pkl", "model/version"],
+    }
+    messages = {
+        "keras": "a .keras archive. Read it with keras.models.load_model(path)",
+        "other": "a zip archive of a.txt, b.npy, c, ..., no checkpoint of a known kind. Legal are",
+        "torch": "a pickle (as of torch.save), which could run any code, is not read",
+    }
+    for kind, names in members.items():
+        with zipfile.ZipFile(tmp_path / kind, "w") as file:
+            for name in names:
+                file.writestr(name, "x")
+        assert messages[kind] in one_line(tmp_path / kind)
+    np.savez(tmp_path / "empty.npz")
+    assert "an .npz file without any array" in one_line(tmp_path / "empty.npz")
+
+
 def test_folders_and_files_that_are_not_there(tmp_path):
     assert "No such file" in one_line(tmp_path / "nothing")
     assert "no _METADATA" in one_line(tmp_path)

@@ -52,6 +52,46 @@ def test_round_trip_of_a_norm_that_counts(features, counter, rank, seed):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, (params, state))
 
 
+@pytest.mark.parametrize("leaf", ["counter", "hidden"])
+def test_averages_that_lack_what_haiku_needs_to_train_on(leaf):
+    # A model that was only evaluated has no counter.
+    params, state = batch_norm(np.random.default_rng(4), 3, 5, 2)
+    state = {
+        module: {name: x for name, x in leaves.items() if name != leaf}
+        for module, leaves in state.items()
+    }
+    new = from_haiku(params, state, template(3, count=True), RENAME)
+    count = new["batch_stats"]["norm"]["count"]
+    assert isinstance(count, jax.Array) and count == (0 if leaf == "counter" else 5)
+    again = to_haiku(new, params, jax.tree.map(np.zeros_like, state), RENAME, decay=DECAY)
+    assert jax.tree.structure(again) == jax.tree.structure((params, state))
+    for ema in ("mean_ema", "var_ema"):
+        module = f"net/~/batch_norm/~/{ema}"
+        np.testing.assert_array_equal(again[1][module]["average"], state[module]["average"])
+
+
+def test_a_transposed_convolution_is_asked_for_by_name():
+    kernel = np.random.default_rng(5).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    params = {"net/~/conv2_d_transpose": {"w": kernel}, "net/~/conv2_d": {"w": kernel}}
+    leaf = {"kernel": np.zeros((2, 3, 4, 4))}
+    variables = {"params": {"up": leaf, "conv": leaf}}
+    rename = [lambda name: name.removeprefix("net/~/"), ("^conv2_d$", "conv"), ("^conv2.*", "up")]
+    with pytest.raises(ValueError, match=r"transposed= must .*conv2_d_transpose/w, perhaps 1 more"):
+        from_haiku(params, None, variables, rename)
+    new = from_haiku(params, None, variables, rename, transposed="transpose")["params"]
+    np.testing.assert_array_equal(new["up"]["kernel"], kernel.swapaxes(2, 3))
+    np.testing.assert_array_equal(new["conv"]["kernel"], kernel)
+
+
+def test_a_layer_norm_over_several_axes_may_have_an_axis_of_one():
+    scale = np.random.default_rng(6).normal(size=(1, 1, 5, 3)).astype(np.float32)
+    variables = {"params": {"norm": {"scale": jax.ShapeDtypeStruct((1, 5, 3), jnp.float32)}}}
+    new = from_haiku({"norm": {"scale": scale}}, None, variables)
+    np.testing.assert_array_equal(new["params"]["norm"]["scale"], scale[0])
+    again, _ = to_haiku(new, {"norm": {"scale": scale}}, None)
+    np.testing.assert_array_equal(again["norm"]["scale"], scale)
+
+
 def test_kernels_and_biases_of_other_layers():
     rng = np.random.default_rng(0)
     arrays = {"net/~/linear": {"w": (3, 2), "b": (2,)}, "net/~/embed": {"embeddings": (5, 5)}}

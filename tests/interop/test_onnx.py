@@ -2,6 +2,7 @@
 
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -15,6 +16,8 @@ import bnjax.linen
 import bnjax.nnx
 
 onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx.version_converter")
+numpy_helper = pytest.importorskip("onnx.numpy_helper")
 
 from bnjax.interop import OnnxNorm, from_onnx, to_onnx  # noqa: E402
 
@@ -71,15 +74,161 @@ def test_nodes_without_a_name_go_by_their_output_and_in_order():
     assert "bias" not in norms["second"].variables["params"]
 
 
-def test_arrays_may_be_constants_by_way_of_identity():
-    value = onnx.numpy_helper.from_array(np.array([1, 2], np.float32))
-    model = _onnx.model(
-        onnx.helper.make_node("Constant", [], ["c"], value=value),
-        onnx.helper.make_node("Identity", ["c"], ["shared"]),
-        node("InstanceNormalization", "shared", "c", name="in"),
-    )
-    params = from_onnx(model)["in"].variables["params"]
-    assert params["scale"].tolist() == params["bias"].tolist() == [1, 2]
+MAKE = onnx.helper.make_node
+# Nodes that end in "s", the arrays they take, and the opsets that have them. Each gives 1, 2 or the
+# like, in float32.
+VALUES = {
+    "value": ([MAKE("Constant", [], ["s"], value=numpy_helper.from_array(np.float32([1, 2])))], {}),
+    "value_floats": ([MAKE("Constant", [], ["s"], value_floats=[1.0, 2.0])], {}),
+    "sparse_value": (
+        [
+            MAKE(
+                "Constant",
+                [],
+                ["s"],
+                sparse_value=onnx.helper.make_sparse_tensor(
+                    numpy_helper.from_array(np.float32([1, 2])),
+                    numpy_helper.from_array(np.int64([0, 1])),
+                    [2],
+                ),
+            )
+        ],
+        {},
+    ),
+    "value_ints, Cast": (
+        [
+            MAKE("Constant", [], ["i"], value_ints=[1, 2]),
+            MAKE("Cast", ["i"], ["s"], to=onnx.TensorProto.FLOAT),
+        ],
+        {},
+    ),
+    "value_float, value_int, Expand": (
+        [
+            MAKE("Constant", [], ["f"], value_float=2.0),
+            MAKE("Constant", [], ["i"], value_int=2),
+            MAKE("Constant", [], ["axes"], value_ints=[0]),
+            MAKE("Unsqueeze", ["i", "axes"], ["n"]),
+            MAKE("Expand", ["f", "n"], ["s"]),
+        ],
+        {},
+    ),
+    "Reshape": ([MAKE("Reshape", ["a", "n"], ["s"])], {"a": np.float32([[1], [2]]), "n": [-1]}),
+    "ConstantOfShape": (
+        [
+            MAKE("Shape", ["a"], ["n"]),
+            MAKE("ConstantOfShape", ["n"], ["s"], value=numpy_helper.from_array(np.float32([2]))),
+        ],
+        {"a": np.zeros(2)},
+    ),
+    "Transpose, Squeeze, Identity": (
+        [
+            MAKE("Transpose", ["a"], ["t"], perm=[1, 0]),
+            MAKE("Squeeze", ["t", "axes"], ["q"]),
+            MAKE("Identity", ["q"], ["s"]),
+        ],
+        {"a": np.float32([[1, 2]]), "axes": [1]},
+    ),
+    "Flatten, Slice, Concat": (
+        [
+            MAKE("Flatten", ["a"], ["f"], axis=0),
+            MAKE("Reshape", ["f", "n"], ["r"]),
+            MAKE("Slice", ["r", "0", "1"], ["p"]),
+            MAKE("Slice", ["r", "1", "2"], ["q"]),
+            MAKE("Concat", ["p", "q"], ["s"], axis=0),
+        ],
+        {"a": np.float32([[[1], [2]]]), "n": [-1], "0": [0], "1": [1], "2": [2]},
+    ),
+    "Split": (
+        [MAKE("Split", ["a", "n"], ["first", "s"], axis=0)],
+        {"a": np.float32([0, 1, 2]), "n": [1, 2]},
+    ),
+    "DequantizeLinear": (
+        [MAKE("DequantizeLinear", ["q", "c", "z"], ["s"])],
+        {"q": np.uint8([5, 7]), "c": np.float32(0.5), "z": np.uint8(3)},
+    ),
+    "DequantizeLinear, one entry": (
+        [MAKE("DequantizeLinear", ["q", "c"], ["s"])],
+        {"q": np.int8([-2, 4]), "c": np.float32([0.5])},
+    ),
+    "DequantizeLinear, axis": (
+        [MAKE("DequantizeLinear", ["q", "c", "z"], ["s"], axis=0)],
+        {"q": np.int8([3, 4]), "c": np.float32([0.5, 2]), "z": np.int8([1, 3])},
+    ),
+    "arithmetic": ([MAKE("Add", ["a", "b"], ["s"])], {"a": np.float32([0, 1]), "b": np.float32(1)}),
+}
+VALUES_WANTED = {
+    "value_float, value_int, Expand": [2, 2],
+    "ConstantOfShape": [2, 2],
+    "DequantizeLinear, one entry": [-1, 2],
+}
+
+
+# github.com/fastmachinelearning/hls4ml/pull/979
+@pytest.mark.parametrize("opset", [13, 21])
+@pytest.mark.parametrize("case", VALUES)
+def test_hls4ml_979_arrays_come_from_nodes(case, opset):
+    nodes, arrays = VALUES[case]
+    norm = node("InstanceNormalization", "s", "s", name="in")
+    params = from_onnx(_onnx.model(*nodes, norm, arrays=arrays, opset=opset))["in"].variables[
+        "params"
+    ]
+    assert params["scale"].dtype == np.float32
+    assert params["scale"].tolist() == VALUES_WANTED.get(case, [1, 2])
+
+
+def test_hls4ml_979_older_operators_and_sparse_initialisers():
+    axes = MAKE("Unsqueeze", ["a"], ["u"], axes=[0])
+    back = MAKE("Squeeze", ["u"], ["q"], axes=[0])
+    scaled = MAKE("DequantizeLinear", ["n", "c"], ["d"])
+    norm = node("BatchNormalization", "q", "d", "sparse", "placed", name="bn")
+    arrays = {"a": np.float32([1, 2]), "n": np.int8([2, 4]), "c": np.float32(0.5)}
+    model = _onnx.model(axes, back, scaled, norm, arrays=arrays, opset=11)
+    for name, indices in {"sparse": [1], "placed": [[0]]}.items():
+        values = numpy_helper.from_array(np.float32([7]), name)
+        places = numpy_helper.from_array(np.int64(indices))
+        model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [2]))
+    variables = from_onnx(model)["bn"].variables
+    got = [x.tolist() for c in variables.values() for x in c.values()]
+    assert got == [[1, 2], [1, 2], [0, 7], [7, 0]]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([MAKE("Relu", ["a"], ["s"])], "'s' is computed by Relu, not stored"),
+        ([MAKE("Cast", ["x"], ["s"], to=1)], "'s' is computed by Cast, not stored"),
+        ([MAKE("Identity", ["s"], ["s"])], "too long a chain of nodes, or from itself"),
+        ([MAKE("Cast", ["a"], ["s"], to=onnx.TensorProto.INT32)], "is of int32, not of real"),
+        ([MAKE("Reshape", ["a", "n"], ["s"])], "'s' cannot be computed by Reshape: cannot resha"),
+        ([MAKE("Expand", ["a", "huge"], ["s"])], "it would have 3000000000000 elements"),
+        ([MAKE("ConstantOfShape", ["huge"], ["s"])], "it would have 1000000000000 elements"),
+        (
+            [MAKE("Add", [f"{i or 'a'}"] * 2, [f"{i + 1}"]) for i in range(60)]
+            + [MAKE("Relu", ["60"], ["s"])],
+            "is computed by Relu, not stored",
+        ),
+    ],
+)
+def test_what_is_no_stored_array_says_what_it_is(nodes, message):
+    arrays = {"a": np.ones(3, np.float32), "n": [2], "huge": [10**12, 1]}
+    norm = node("InstanceNormalization", "s", "s", name="in")
+    with pytest.raises(ValueError, match=message):
+        from_onnx(_onnx.model(*nodes, norm, arrays=arrays))
+
+
+# github.com/onnx/onnx/pull/1288
+@pytest.mark.parametrize("opset", [6, 9])
+def test_onnx_1288_the_advice_on_training_before_opset_14_works(opset):
+    layer = node("BatchNormalization", *BN, name="bn", outputs=["y", "m", "v", "sm", "sv"])
+    model = _onnx.model(layer, arrays=ones(*BN), shapes={"x": (2, 3)}, opset=opset, ir_version=4)
+    with pytest.raises(ValueError, match=r"training before opset 14.*del node\.output\[1:\]"):
+        from_onnx(model)
+    del model.graph.node[0].output[1:]
+    if opset == 6:
+        with pytest.raises(ValueError, match=r"convert_version\(model, 21\)"):
+            from_onnx(model)
+        model = onnx.version_converter.convert_version(model, 21)
+    assert from_onnx(model)["bn"].options["train"] is False
 
 
 def test_branches_and_functions_are_searched():
@@ -230,6 +379,57 @@ def test_files_are_read_with_their_external_data(tmp_path):
         from_onnx(alone)
 
 
+@pytest.mark.parametrize("how", ["cut", "flipped", "random"])
+def test_damaged_files_are_value_errors(how, tmp_path):
+    names = ("scale", "bias", "mean", "var")
+    group = node("GroupNormalization", "scale", "bias", num_groups=1)
+    layer = node("LayerNormalization", "scale", axis=-1)
+    model = _onnx.model(node("BatchNormalization", *BN), group, layer, arrays=ones(*names))
+    whole, rng, refused = model.SerializeToString(), np.random.default_rng(0), 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        if how == "cut":
+            damaged = damaged[: rng.integers(len(damaged))]
+        elif how == "flipped":
+            damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+        else:
+            damaged = rng.bytes(rng.integers(60))
+        (tmp_path / "model.onnx").write_bytes(damaged)
+        try:
+            from_onnx(tmp_path / "model.onnx")
+        except ValueError:
+            refused += 1
+    assert refused >= 60
+
+
+def test_what_is_no_model_is_one_line(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="no model of ONNX, or damaged: ") as raised:
+        from_onnx(path)
+    assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
+    with pytest.raises(FileNotFoundError):
+        from_onnx(tmp_path / "nothing")
+    norm = _onnx.draw("batch", (2, 6), np.float32)
+    options = {"save_as_external_data": True, "size_threshold": 0, "location": "weights"}
+    onnx.save(to_onnx(norm, ("N", 6)), path, **options)
+    (tmp_path / "weights").write_bytes(b"")
+    with pytest.raises(ValueError, match="no model of ONNX, or damaged: "):
+        from_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (node("LayerNormalization", "scale", axis=1.5), "attribute axis is 1.5, no INT"),
+        (onnx.helper.make_node("InstanceNormalization", [], ["y"]), "X is missing"),
+    ],
+)
+def test_nodes_that_are_not_valid_are_named(layer, message):
+    with pytest.raises(ValueError, match=message):
+        from_onnx(_onnx.model(layer, arrays=ones("scale")))
+
+
 def test_norms_of_a_model_fit_the_modules():
     norm = _onnx.draw("batch, training", (4, 6, 5), np.float32)
     (read,) = from_onnx(to_onnx(norm, (4, 6, 5))).values()
@@ -254,6 +454,20 @@ def test_states_of_nnx_are_written():
     y, after = norm.apply(x)
     np.testing.assert_array_equal(y, read.apply(x)[0])
     assert isinstance(after, nnx.State)
+
+
+# github.com/google/flax/pull/2435
+@pytest.mark.parametrize("box", [nn.Partitioned, nn.LogicallyPartitioned])
+def test_flax_2435_boxed_variables_are_computed_with_and_written(box):
+    norm = _onnx.draw("batch, training", (4, 6), np.float32)
+    boxed = jax.tree.map(lambda leaf: box(jnp.asarray(leaf), ("c",)), norm.variables)
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    (y, new), (want, unboxed) = norm._replace(variables=boxed).apply(x), norm.apply(x)
+    np.testing.assert_array_equal(y, want)
+    assert isinstance(new["batch_stats"]["mean"], box)
+    jax.tree.map(np.testing.assert_array_equal, nn.unbox(new), unboxed)
+    written = to_onnx(norm._replace(variables=boxed), ("N", 6))
+    assert_same(from_onnx(written)[norm.name], norm)
 
 
 def test_options_not_given_are_those_of_the_function():
@@ -327,6 +541,14 @@ EVALUATE = {"train": False, "axis": 1}
 def test_what_onnx_cannot_say_is_refused(kind, options, variables, shape, error, message):
     with pytest.raises(error, match=message):
         to_onnx(OnnxNorm("norm", kind, options, variables), shape)
+
+
+@pytest.mark.parametrize(
+    "model", [bnjax.linen.BatchNorm(), bnjax.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), {"params": {}}]
+)
+def test_a_model_is_not_written_but_told_what_is(model):
+    with pytest.raises(TypeError, match=r"norm must be a .*OnnxNorm, got .* writes one normalis"):
+        to_onnx(model, ("N", 3))
 
 
 @pytest.mark.parametrize(

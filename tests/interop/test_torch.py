@@ -151,11 +151,152 @@ def test_all_that_does_not_fit_is_listed_in_one_error():
         to_torch(variables, source, [("^[ab]$", "ab")])
 
 
-def test_a_layer_with_several_feature_axes_is_refused():
-    # LayerNorm([C, H, W]): the order of its axes here cannot be known.
-    variables = template(("params", "scale", (4, 4, 4)))
-    with pytest.raises(ValueError, match=r"weight \(no params/kernel or params/embedding\)"):
-        from_torch({"weight": np.ones((4, 4, 4))}, variables)
+# Shape of torch's norm, of ours, and our axes by theirs.
+SEVERAL = {
+    "as it is": ((5, 4), (5, 4), (0, 1)),
+    "channels of a sequence": ((5, 4), (4, 5), (1, 0)),
+    "channels of a map": ((3, 5, 4), (5, 4, 3), (1, 2, 0)),
+    "channels of a square map": ((3, 4, 4), (4, 4, 3), (1, 2, 0)),
+    "a map of one channel": ((1, 4, 4), (4, 4, 1), (1, 2, 0)),
+    "a volume": ((2, 3, 5, 4), (3, 5, 4, 2), (1, 2, 3, 0)),
+}
+
+
+# coreai-torch PR#55: layer norm over several axes.
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_coreai_torch_pr55_a_layer_norm_over_several_axes(kind):
+    shape, ours, order = SEVERAL[kind]
+    rng = np.random.default_rng(20)
+    source = {"norm.weight": draw(rng, *shape), "norm.bias": draw(rng, *shape)}
+    variables = template(*(("params", "norm", leaf, ours) for leaf in ("scale", "bias")))
+    new = from_torch(source, variables)["params"]["norm"]
+    np.testing.assert_array_equal(new["scale"], source["norm.weight"].transpose(order))
+    np.testing.assert_array_equal(new["bias"], source["norm.bias"].transpose(order))
+    again = to_torch({"params": {"norm": new}}, source)
+    jax.tree.map(np.testing.assert_array_equal, again, source)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4)])
+def test_coreai_torch_pr55_equal_sizes_do_not_tell_the_order_of_axes(shape):
+    x = draw(np.random.default_rng(21), *shape)
+    source = {"norm.weight": x, "norm.bias": x + 1}
+    variables = template(*(("params", "norm", leaf, shape) for leaf in ("scale", "bias")))
+    with pytest.raises(ValueError, match=r"channels_first= must .*: norm.weight, norm.bias\."):
+        from_torch(source, variables)
+    for option, want in ((False, x), ("norm", np.moveaxis(x, 0, -1))):
+        new = from_torch(source, variables, channels_first=option)
+        np.testing.assert_array_equal(new["params"]["norm"]["scale"], want)
+        np.testing.assert_array_equal(new["params"]["norm"]["bias"], want + 1)
+        again = to_torch(new, source, channels_first=option)
+        jax.tree.map(np.testing.assert_array_equal, again, source)
+    one = template(*(("params", "norm", leaf, (1, 1)) for leaf in ("scale", "bias")))
+    from_torch({"norm.weight": np.ones((1, 1)), "norm.bias": np.ones((1, 1))}, one)
+
+
+# torch's name, ours, and the kernel: something speaks for a transposed convolution.
+DOUBTFUL = {
+    "no name": ("weight", (), (4, 4, 3, 3)),
+    "a name of theirs": ("up1.0.weight", ("layers_0",), (4, 4, 3, 3)),
+    "a name of ours": ("block.3.weight", ("ConvTranspose_0",), (4, 4, 3)),
+    "a number for a name": ("2.weight", ("layers_2",), (4, 4, 1, 1)),
+    "an even size": ("decoder.weight", ("decoder",), (4, 4, 2, 4)),
+    "no other way": ("conv.weight", ("conv",), (4, 6, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", DOUBTFUL)
+def test_names_alone_do_not_tell_a_transposed_convolution(kind):
+    name, path, shape = DOUBTFUL[kind]
+    source = {name: draw(np.random.default_rng(22), *shape)}
+    layer, rename = name.rpartition(".")[0], lambda _: "/".join(path)
+    transposed = template(("params", *path, "kernel", (*shape[2:], shape[0], shape[1])))
+    with pytest.raises(ValueError, match=rf"transposed= must \(False for none\): {name}\."):
+        from_torch(source, transposed, rename)
+    new = from_torch(source, transposed, rename, transposed=layer)
+    (kernel,) = jax.tree.leaves(new)
+    space = tuple(range(len(shape) - 2))
+    want = np.flip(np.moveaxis(source[name], (0, 1), (-2, -1)), space)
+    np.testing.assert_array_equal(kernel, want)
+    if shape[0] == shape[1]:
+        new = from_torch(source, transposed, rename, transposed=False)
+        (kernel,) = jax.tree.leaves(new)
+        np.testing.assert_array_equal(kernel, np.moveaxis(source[name], (1, 0), (-2, -1)))
+
+
+def test_ordinary_convolutions_of_equal_channels_are_not_asked_for():
+    names = {"layer1.0.conv1": 3, "features.5": 3, "update": 3, "layer2.0.downsample.0": 1}
+    names |= {"conv": 2, "c1": 4}
+    rng = np.random.default_rng(23)
+    source = {f"{name}.weight": draw(rng, 4, 4, n, n) for name, n in names.items()}
+    leaves = [("params", *name.split("."), "kernel", (n, n, 4, 4)) for name, n in names.items()]
+    new = from_torch(source, template(*leaves))
+    np.testing.assert_array_equal(
+        new["params"]["features"]["5"]["kernel"],
+        source["features.5.weight"].transpose(2, 3, 1, 0),
+    )
+    numbered = template(("params", "Conv_0", "kernel", (2, 2, 4, 4)))
+    from_torch({"0.weight": draw(rng, 4, 4, 2, 2)}, numbered, [("0", "Conv_0")])
+    # One that can only be transposed casts doubt on the others.
+    source["decoder.0.weight"] = draw(rng, 4, 6, 3, 3)
+    leaves.append(("params", "decoder", "0", "kernel", (3, 3, 4, 6)))
+    with pytest.raises(ValueError, match=r"decoder\.0\.weight, perhaps 6 more of equal sizes"):
+        from_torch(source, template(*leaves))
+    from_torch(source, template(*leaves), transposed="decoder")
+
+
+def test_leaves_that_are_left_out_must_have_values():
+    source = {"body.weight": np.ones((3, 2)), "fc.weight": np.ones((10, 3))}
+    variables = template(("params", "body", "kernel", (2, 3)), ("params", "head", "kernel", (3, 5)))
+    with pytest.raises(ValueError, match=r"no values at params/head/kernel.*model.init\(key, x\)"):
+        from_torch(source, variables, ignore=r"^fc\.|/head/")
+    head = {"kernel": np.full((3, 5), 7.0)}
+    variables["params"]["head"] = head
+    new = from_torch(source, variables, ignore=r"^fc\.|/head/")
+    assert new["params"]["head"]["kernel"] is head["kernel"]
+    with pytest.raises(ValueError, match="variables have no values at params/body/kernel"):
+        to_torch(variables, source, ignore=r"^fc\.|/head/")
+
+
+def test_a_left_out_leaf_of_an_abstract_nnx_state_must_have_a_value():
+    state = nnx.state(nnx.eval_shape(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+    with pytest.raises(ValueError, match="variables have no values at params/bias"):
+        from_torch({"weight": np.ones((3, 2))}, state, ignore="bias")
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("stem.", "a."),
+        [lambda name: name.replace("stem.", "b."), ("^b", "a")],
+        [(r"^(\w+)\.", lambda found: {"stem": "a."}[found[1]])],
+    ],
+)
+def test_functions_rename_layers(rename):
+    source = {"stem.fc.weight": draw(np.random.default_rng(24), 3, 2)}
+    variables = template(("params", "a", "fc", "kernel", (2, 3)))
+    new = from_torch(source, variables, rename)
+    np.testing.assert_array_equal(new["params"]["a"]["fc"]["kernel"], source["stem.fc.weight"].T)
+    again = to_torch(new, source, rename)
+    np.testing.assert_array_equal(again["stem.fc.weight"], source["stem.fc.weight"])
+
+
+# https://github.com/ultralytics/yolov5/issues/459
+@pytest.mark.parametrize("old", [jax.ShapeDtypeStruct((), jnp.int32), jnp.array(7)])
+def test_yolov5_459_statistics_without_a_counter_have_a_count_of_zero(old):
+    # Of old files and of frozen norms; the count of the template says nothing about them.
+    source = batch_norm(np.random.default_rng(25), "bn", 3)
+    variables = template(*norm_template("bn", features=3, count=True))
+    variables["batch_stats"]["bn"]["count"] = old
+    new = from_torch(source, variables)["batch_stats"]["bn"]
+    assert isinstance(new["count"], jax.Array) and new["count"].dtype == jnp.int32
+    assert new["count"] == 0
+    np.testing.assert_array_equal(new["var"], source["bn.running_var"])
+    full = from_torch(source, variables)
+    again = to_torch(full, source)
+    jax.tree.map(np.testing.assert_array_equal, again, source)
+    # Without statistics there is nothing that it counts.
+    with pytest.raises(ValueError, match=r"batch_stats/bn/mean, batch_stats/bn/var, .*bn/count"):
+        from_torch({k: x for k, x in source.items() if "running" not in k}, variables)
 
 
 def test_what_is_left_out_is_left_out_on_purpose():
@@ -218,10 +359,17 @@ def test_narrow_dtypes_are_kept_and_rounding_is_no_fault():
         ({"rename": ("bn", "norm")}, ValueError, r"rename must be pairs .*got 'bn' in it"),
         ({"rename": [("a", "b", "c")]}, ValueError, r"rename must be pairs"),
         (
-            {"variables": {"params": {"bias": nn.Partitioned(np.ones(2), ("data",))}}},
+            {"variables": {"params": {"bias": "zeros"}}},
             TypeError,
-            r"got Partitioned at params/bias.*flax.linen.unbox",
+            r"variables must hold arrays or jax.ShapeDtypeStruct, got str at params/bias",
         ),
+        (
+            {"source": {"bias": jax.ShapeDtypeStruct((2,), jnp.float32)}},
+            ValueError,
+            "torch has no values at bias, only shapes",
+        ),
+        ({"rename": lambda name: None}, TypeError, "function in rename must .*got NoneType for ''"),
+        ({"transposed": True}, TypeError, "transposed must be a regular expression, got True"),
         ({"transposed": "conv"}, ValueError, r"transposed='conv' is found in no layer"),
         ({"flattened": {"fc": (1, 1, 1)}}, ValueError, r"flattened='fc' is found in no layer"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bnjax
-from bnjax.linen import BatchNorm
+from bnjax.linen import BatchNorm, BatchRenorm
 
 X = jnp.asarray(np.random.default_rng(0).normal(2, 3, (8, 5)), jnp.float32)
 NEW_FIELDS = {
@@ -216,3 +216,15 @@ def test_running_statistics_loaded_in_half_precision_are_averaged_in_float32():
     half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), variables["batch_stats"])
     _, after = train(BatchNorm(), {**variables, "batch_stats": half})
     assert after["batch_stats"]["var"].dtype == jnp.float32
+
+
+def test_a_checkpoint_of_flax_is_evaluated_with_debias():
+    # It holds no count: how many updates made the statistics is not known, but they are there.
+    x = jnp.full((2, 1), 11.0)
+    stats = {"mean": jnp.array([5.0]), "var": jnp.array([9.0])}
+    variables = {"params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}, "batch_stats": stats}
+    for kind in (BatchNorm, BatchRenorm):
+        norm = kind(use_running_average=True, debias=True)
+        np.testing.assert_allclose(norm.apply(variables, x), 2.0, rtol=1e-5)
+        y = jax.jit(norm.apply)(variables, x)
+        np.testing.assert_allclose(y, 2.0, rtol=1e-5)

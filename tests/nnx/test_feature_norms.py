@@ -213,7 +213,7 @@ def test_a_mask_hides_and_nothing_to_count_gives_bias(norm):
     y, quiet = layer(jnp.where(mask, X, jnp.nan), mask=mask), layer(X, mask=mask)
     np.testing.assert_array_equal(np.where(mask, y, 0), np.where(mask, quiet, 0))
     np.testing.assert_array_equal(y[0], jnp.zeros(SHAPE[1:]))
-    np.testing.assert_array_equal(layer(X, mask=mask.astype(float)), quiet)
+    np.testing.assert_array_equal(layer(X, mask=mask.astype(int)), quiet)
 
 
 def test_the_modules_are_the_core():

@@ -21,6 +21,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from tests.interop import _onnx  # noqa: E402
 from tests.interop._onnx import node  # noqa: E402
+from tests.interop.test_onnx import VALUES  # noqa: E402
 
 TOLERANCE = {"float32": 1e-6, "float16": 1.5e-3}
 SHAPE = (2, 6, 3, 4)
@@ -204,3 +205,13 @@ def test_a_model_exported_by_torch():
     for norm, module in ((batch, model[0]), (instance, model[1]), (layer, model[3])):
         want = module(torch.from_numpy(x)).detach().numpy()
         assert relative_error(norm.apply(x)[0], want) < 1e-6
+
+
+# github.com/fastmachinelearning/hls4ml/pull/979
+@pytest.mark.parametrize("case", VALUES)
+def test_hls4ml_979_arrays_that_nodes_compute(case):
+    nodes, arrays = VALUES[case]
+    layer = node("InstanceNormalization", "s", "s", name="in")
+    model = _onnx.model(*nodes, layer, arrays=arrays, shapes={"x": (2, 2, 5)}, ir_version=10)
+    x = data(np.random.default_rng(0), (2, 2, 5), 1.0, "float32")
+    assert relative_error(bnjax_run(from_onnx(model)["in"], x)[0], run(model, x)[0]) < 1e-6

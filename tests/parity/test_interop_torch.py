@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bnjax.linen
 import bnjax.nnx
 from bnjax.interop import (
     batch_norm_options,
@@ -95,7 +97,7 @@ SINGLE = {
         lambda: t.ConvTranspose2d(4, 4, (3, 2), 2),
         lambda: nn.ConvTranspose(4, (3, 2), (2, 2), "VALID", transpose_kernel=True),
         (2, 3, 4, 4),
-        {},
+        {"transposed": False},
     ),
     "batch norm 1d": (
         lambda: t.BatchNorm1d(6, eps=1e-3),
@@ -122,6 +124,51 @@ SINGLE = {
         {},
     ),
     "layer norm": (lambda: t.LayerNorm(6), lambda: nn.LayerNorm(epsilon=1e-5), (4, 6), {}),
+    # The type tells, with as many channels in as out.
+    "transposed by type": (
+        lambda: t.ConvTranspose2d(4, 4, 2, 2),
+        lambda: nn.ConvTranspose(4, (2, 2), (2, 2), "VALID"),
+        (2, 3, 4, 4),
+        {},
+    ),
+    "transposed in one axis by type": (
+        lambda: t.ConvTranspose1d(4, 4, 3, 2, bias=False),
+        lambda: nn.ConvTranspose(4, (3,), (2,), "VALID", use_bias=False),
+        (2, 5, 4),
+        {},
+    ),
+    "transposed kernel by shape": (
+        lambda: t.ConvTranspose2d(4, 6, (3, 2), 2),
+        lambda: nn.ConvTranspose(6, (3, 2), (2, 2), "VALID", transpose_kernel=True),
+        (2, 3, 4, 4),
+        {},
+    ),
+    "layer norm of a map": (
+        lambda: t.LayerNorm([6, 5, 4]),
+        lambda: nn.LayerNorm(1e-5, reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3)),
+        (2, 5, 4, 6),
+        {},
+    ),
+    "layer norm of a square map": (
+        lambda: t.LayerNorm([4, 4, 4], bias=False),
+        lambda: bnjax.linen.LayerNorm(
+            1e-5, reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3), use_bias=False
+        ),
+        (2, 4, 4, 4),
+        {"channels_first": ".*"},
+    ),
+    "layer norm of a map without parameters": (
+        lambda: t.LayerNorm([6, 5, 4], elementwise_affine=False),
+        lambda: nn.LayerNorm(1e-5, reduction_axes=(1, 2, 3), use_scale=False, use_bias=False),
+        (2, 5, 4, 6),
+        {},
+    ),
+    "rms norm of a map": (
+        lambda: t.RMSNorm([6, 5, 4], eps=1e-6),
+        lambda: nn.RMSNorm(1e-6, reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3)),
+        (2, 5, 4, 6),
+        {},
+    ),
 }
 
 
@@ -140,6 +187,164 @@ def test_one_layer_computes_the_same_and_goes_back(kind, seed):
         if name != "num_batches_tracked" or kind == "batch norm 2d":
             assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
     make().load_state_dict(back)
+
+
+# coreai-torch PR#55
+def test_coreai_torch_pr55_a_layer_norm_over_a_sequence_keeps_its_axes():
+    theirs, x = randomized(t.LayerNorm([5, 4])), np.random.default_rng(0).normal(size=(2, 5, 4))
+    x = x.astype(np.float32)
+    ours = nn.LayerNorm(1e-5, reduction_axes=(1, 2), feature_axes=(1, 2))
+    variables = from_torch(theirs, template(ours, x))
+    want = theirs(torch.from_numpy(x)).detach().numpy()
+    assert relative_error(ours.apply(variables, x), want) < 1e-5
+
+
+def test_types_of_a_module_settle_what_names_do_not():
+    theirs = t.Sequential(t.Conv2d(4, 4, 2), t.ConvTranspose2d(4, 4, 2, 2), t.Conv2d(4, 4, 2))
+    randomized(theirs)
+    conv = {"features": 4, "kernel_size": (2, 2), "padding": "VALID"}
+    ours = nn.Sequential(
+        [nn.Conv(**conv), nn.ConvTranspose(**conv, strides=(2, 2)), nn.Conv(**conv)]
+    )
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 4)).astype(np.float32)
+    rename = [("^", "layers_")]
+    want = channels_last(theirs(channels_first(x)))
+    for options in ({}, {"transposed": ".*"}):  # which is found among the transposed ones alone
+        variables = from_torch(theirs, template(ours, x), rename, **options)
+        assert relative_error(ours.apply(variables, x), want) < 1e-5
+        back = to_torch(variables, theirs, rename, **options)
+        assert all(torch.equal(back[k], v) for k, v in theirs.state_dict().items())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.script(theirs)
+    scripted = from_torch(script, template(ours, x), rename)
+    assert relative_error(ours.apply(scripted, x), want) < 1e-5
+    with pytest.raises(ValueError, match=r"transposed= must \(False for none\): 0.weight, 1.wei"):
+        from_torch(theirs.state_dict(), template(ours, x), rename)
+    with pytest.raises(ValueError, match=r"transposed='0' is found in no layer.*layers are 1\."):
+        from_torch(theirs, template(ours, x), rename, transposed="0")
+
+
+class Attention(t.Module):
+    """As in Swin and in GPT-2: constants in buffers beside parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = t.Linear(4, 4)
+        self.register_buffer("relative_position_index", torch.arange(9).view(3, 3))
+        self.register_buffer("attn_mask", torch.full((3, 3), -100.0))
+        self.register_buffer("bias", torch.tril(torch.ones(3, 3)).view(1, 1, 3, 3))
+        self.register_buffer("masked_bias", torch.tensor(-1e4))
+        self.register_buffer("table", torch.arange(3.0))
+
+
+class Embeddings(t.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("position_ids", torch.arange(5)[None])
+        self.attention, self.norm = Attention(), t.BatchNorm1d(4)
+
+
+def test_constant_buffers_of_a_module_are_left_out():
+    theirs = Embeddings()
+    stats = {"mean": np.zeros(4), "var": np.ones(4)}
+    dense = {"kernel": np.zeros((4, 4)), "bias": np.zeros(4)}
+    norm = {"scale": np.zeros(4), "bias": np.zeros(4)}
+    # What the model does hold as a parameter is no constant to it.
+    params = {"attention": {"qkv": dense, "table": np.zeros(3)}, "norm": norm}
+    variables = {"params": params, "batch_stats": {"norm": stats}}
+    new = from_torch(theirs, variables)
+    weight = theirs.attention.qkv.weight.detach().numpy()
+    np.testing.assert_array_equal(new["params"]["attention"]["qkv"]["kernel"], weight.T)
+    table = theirs.attention.table.numpy()
+    np.testing.assert_array_equal(new["params"]["attention"]["table"], table)
+    back = to_torch(new, theirs)
+    assert all(torch.equal(back[name], x) for name, x in theirs.state_dict().items())
+    with pytest.raises(ValueError, match=r"unknown .*attention\.attn_mask"):
+        from_torch(theirs.state_dict(), variables)
+
+
+@pytest.mark.parametrize("name", ["ema_w", "cluster_size", "running_max", "weight", "bias"])
+def test_buffers_that_training_keeps_are_no_constants(name):
+    theirs = t.Linear(4, 4)
+    if name in ("weight", "bias"):  # frozen, as in FrozenBatchNorm2d
+        delattr(theirs, name)
+    theirs.register_buffer(name, torch.ones(4))
+    leaves = {"weight": "kernel", "bias": "bias"}
+    params = {ours: np.ones((4, 4)[: 1 + (k == "weight")]) for k, ours in leaves.items()}
+    params.pop(leaves.get(name), None)
+    with pytest.raises(ValueError, match=f"unknown names of torch: {name} "):
+        from_torch(theirs, {"params": params})
+
+
+# torch's options; whether Flax's attention has a bias.
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("linen", {}),
+        ("linen", {"bias": False}),
+        ("linen", {"kdim": 3, "vdim": 5}),
+        ("names", {}),
+        ("names", {"kdim": 3, "vdim": 5}),
+        ("nnx", {}),  # which has one size for key and value
+        ("nnx", {"bias": False}),
+    ],
+)
+def test_attention_is_split_by_projection_and_head(kind, options):
+    theirs = randomized(t.MultiheadAttention(6, 3, batch_first=True, **options))
+    rng = np.random.default_rng(4)
+    sizes = [(2, 5, 6), (2, 7, options.get("kdim", 6)), (2, 7, options.get("vdim", 6))]
+    q, k, v = (rng.normal(size=size).astype(np.float32) for size in sizes)
+    use_bias = options.get("bias", True)
+    if kind == "nnx":
+        ours = nnx.MultiHeadAttention(3, 6, use_bias=use_bias, rngs=nnx.Rngs(0), decode=False)
+        variables = nnx.state(ours)
+    else:
+        ours = nn.MultiHeadDotProductAttention(3, qkv_features=6, use_bias=use_bias)
+        variables = jax.eval_shape(ours.init, jax.random.key(0), q, k, v)
+    source = theirs if kind == "linen" else theirs.state_dict()
+    variables = from_torch(source, variables)
+    if kind == "nnx":
+        nnx.update(ours, variables)
+        y = ours(q, k, v)
+    else:
+        y = ours.apply(variables, q, k, v)
+    want, _ = theirs(*map(torch.from_numpy, (q, k, v)))
+    assert relative_error(y, want.detach().numpy()) < 1e-5
+    back = to_torch(variables, theirs)
+    assert all(torch.equal(back[name], x) for name, x in theirs.state_dict().items())
+
+
+def test_attention_below_other_layers_under_other_names():
+    theirs = randomized(t.TransformerEncoderLayer(4, 2, 8, batch_first=True))
+    whole = {"kernel": np.zeros((4, 4)), "bias": np.zeros(4)}
+    heads = {"kernel": np.zeros((4, 2, 2)), "bias": np.zeros((2, 2))}
+    norm = {"scale": np.zeros(4), "bias": np.zeros(4)}
+    attention = {"q": whole, "key": whole, "value": whole, "o": whole}
+    params = {
+        "attn": attention,
+        "linear1": {"kernel": np.zeros((4, 8)), "bias": np.zeros(8)},
+        "linear2": {"kernel": np.zeros((8, 4)), "bias": np.zeros(4)},
+        "norm1": norm,
+        "norm2": norm,
+    }
+    rename = [("^self_attn", "attn"), (r"^attn\.query", "attn.q"), (r"^attn\.out_proj", "attn.o")]
+    new = from_torch(theirs, {"params": params}, rename)
+    weight = theirs.self_attn.in_proj_weight.detach().numpy()
+    np.testing.assert_array_equal(new["params"]["attn"]["q"]["kernel"], weight[:4].T)
+    np.testing.assert_array_equal(new["params"]["attn"]["value"]["kernel"], weight[8:].T)
+    # A part may be left out: it keeps its value in both directions.
+    some = from_torch(theirs, {"params": params}, rename, ignore="attn/key")
+    assert not some["params"]["attn"]["key"]["kernel"].any()
+    back = to_torch(some, theirs, rename, ignore="attn/key")
+    assert all(torch.equal(back[name], x) for name, x in theirs.state_dict().items())
+    # Four projections of Flax's attention by head, from linear layers of their own.
+    params = dict.fromkeys(("query", "key", "value"), heads)
+    params |= {"out": {"kernel": np.zeros((2, 2, 4)), "bias": np.zeros(4)}}
+    linear = randomized(t.ModuleDict({name: t.Linear(4, 4) for name in params}))
+    new = from_torch(linear, {"params": params})["params"]
+    weight = linear["out"].weight.detach().numpy().T
+    np.testing.assert_array_equal(new["out"]["kernel"], weight.reshape(2, 2, 4))
 
 
 def test_an_embedding_is_not_transposed():
@@ -190,6 +395,113 @@ def test_options_name_what_cannot_be_carried():
         from_torch(untracked, template(BatchNorm(use_running_average=True), np.ones((2, 2))))
 
 
+class Frozen(t.Module):
+    """``FrozenBatchNorm2d``: all buffers. torchvision's has no counter, detectron2's may have."""
+
+    def __init__(self, n, eps: float | None = 1e-5, counts=False, activation=None):
+        super().__init__()
+        if eps is not None:
+            self.eps = eps
+        self.activation = activation
+        leaves = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+        for name, value in leaves.items():
+            self.register_buffer(name, torch.full((n,), value))
+        if counts:
+            self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x):
+        shape = (1, -1, 1, 1)
+        scale = self.weight * (self.running_var + getattr(self, "eps", 0.0)).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        y = x * scale.view(shape) + shift.view(shape)
+        return y if self.activation is None else self.activation(y)
+
+
+class Own(t.Module):
+    """A norm in user code, as in-place ABN is: no subclass of torch's, other names."""
+
+    def __init__(self, n, momentum=0.2, epsilon=1e-2, learns=True):
+        super().__init__()
+        self.momentum, self.epsilon = momentum, epsilon
+        if learns:
+            self.gamma, self.beta = t.Parameter(torch.ones(n)), t.Parameter(torch.zeros(n))
+        self.register_buffer("running_mean", torch.zeros(n))
+        self.register_buffer("running_var", torch.ones(n))
+
+    def forward(self, x):
+        options = {"momentum": self.momentum or 0, "eps": self.epsilon, "training": self.training}
+        affine = (getattr(self, "gamma", None), getattr(self, "beta", None))
+        return t.functional.batch_norm(x, self.running_mean, self.running_var, *affine, **options)
+
+
+NORMS = {
+    "frozen": (lambda: Frozen(4), {"momentum": 1.0, "epsilon": 1e-5}),
+    "frozen without epsilon": (lambda: Frozen(4, eps=0.0), {"momentum": 1.0, "epsilon": 0.0}),
+    "frozen with a counter": (lambda: Frozen(4, 1e-3, counts=True), {"epsilon": 1e-3}),
+    "frozen with an activation": (lambda: Frozen(4, 1e-2, activation=torch.relu), {}),
+    "synchronous": (lambda: t.SyncBatchNorm(4, 1e-2, 0.2), {"momentum": 0.8, "epsilon": 1e-2}),
+    "an instance norm that tracks": (
+        lambda: t.InstanceNorm2d(4, 1e-2, 0.2, affine=True, track_running_stats=True),
+        {"momentum": 0.8, "epsilon": 1e-2},
+    ),
+    "of the user": (lambda: Own(4), {"momentum": 0.8, "epsilon": 1e-2}),
+    "of the user without parameters": (
+        lambda: Own(4, momentum=None, learns=False),
+        {"momentum": None, "use_scale": False, "use_bias": False},
+    ),
+}
+
+
+# https://github.com/pytorch/vision/issues/2169
+@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize("kind", NORMS)
+def test_vision_2169_what_holds_running_statistics_is_a_batch_norm(kind, debias):
+    make, want = NORMS[kind]
+    theirs = t.ModuleDict({"bn": randomized(make(), 3)}).eval()
+    options = batch_norm_options(theirs)["bn"]
+    assert {*options} == {"momentum", "epsilon", "ddof", "use_scale", "use_bias"}
+    assert {key: options[key] for key in want} == pytest.approx(want)
+    ours = BatchNorm(use_running_average=True, name="bn", debias=debias, **options)
+    x = np.random.default_rng(5).normal(size=(2, 3, 3, 4)).astype(np.float32)
+    variables = from_torch(theirs, {k: {"bn": v} for k, v in template(ours, x).items()})
+    flat = {collection: layers["bn"] for collection, layers in variables.items()}
+    if "count" in flat["batch_stats"]:
+        stats = flat["batch_stats"]
+        assert isinstance(stats["count"], jax.Array)
+        assert stats["count"] == int(theirs.state_dict().get("bn.num_batches_tracked", 0))
+        flat["batch_stats"] = stats | {"count": jnp.array(1)}  # of any number, evaluation is one
+    y = ours.apply(flat, x)
+    if kind == "frozen with an activation":
+        y = jax.nn.relu(y)
+    assert relative_error(y, channels_last(theirs["bn"](channels_first(x)))) < 1e-5
+    back = to_torch(variables, theirs)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(back[name], tensor), name
+
+
+# https://github.com/pytorch/vision/issues/2169
+def test_vision_2169_norms_that_do_not_tell_their_options_are_named():
+    own = Own(4)
+    del own.momentum
+    shared = t.BatchNorm2d(4)
+    theirs = t.Sequential(Frozen(4, eps=None), own, shared, t.InstanceNorm2d(4), shared)
+    untold = r"epsilon of 0 \(Frozen\), momentum of 1 \(Own\) must be an attribute"
+    with pytest.raises(ValueError, match=untold):
+        batch_norm_options(theirs)
+    options = batch_norm_options(theirs, defaults={"epsilon": 0.0, "momentum": 0.9})
+    assert {path: (o["epsilon"], o["momentum"]) for path, o in options.items()} == {
+        "0": (0.0, 1.0),
+        "1": (1e-2, 0.9),
+        "2": (1e-5, 0.9),
+        "4": (1e-5, 0.9),  # the same layer, under both names that a state_dict has
+    }
+    with pytest.raises(ValueError, match="defaults may be of epsilon and momentum, got eps"):
+        batch_norm_options(theirs, defaults={"eps": 0.0})
+    two = t.Sequential(t.BatchNorm1d(2), t.BatchNorm1d(2, eps=1e-3))
+    with pytest.raises(ValueError, match=r"1 \(BatchNorm1d\) at bn must have the options of"):
+        batch_norm_options(two, [(r"\d", "bn")])
+
+
 IMAGES = np.random.default_rng(2).normal(size=(4, 64, 64, 3)).astype(np.float32)
 
 
@@ -232,6 +544,9 @@ def test_a_small_resnet_trains_the_same():
     theirs, ours = randomized(_resnet.TorchResNet(**sizes)).train(), _resnet.ResNet(**sizes)
     images, labels = IMAGES[:, :32, :32], np.arange(4)
     variables = from_torch(theirs, template(ours, images), _resnet.RENAME)
+    # Its names alone are enough, though many kernels have as many channels in as out.
+    named = from_torch(theirs.state_dict(), template(ours, images), _resnet.RENAME)
+    jax.tree.map(np.testing.assert_array_equal, named, variables)
 
     @jax.jit
     def step(variables):
@@ -327,6 +642,8 @@ def test_a_model_without_storage_says_what_is_expected():
     back = to_torch(from_torch(theirs, ours), like)
     assert torch.equal(back["running_mean"], theirs.running_mean)
     assert back["num_batches_tracked"] == 0 and not back["num_batches_tracked"].is_meta
+    with pytest.raises(ValueError, match="torch has no values at weight, bias, running_mean"):
+        from_torch(like, ours)
 
 
 def test_files_of_torch(tmp_path):

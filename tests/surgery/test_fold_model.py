@@ -413,3 +413,25 @@ def test_an_nnx_module_itself_is_refused():
     model, variables = nnx_network()
     with pytest.raises(TypeError, match=r"nnx.GraphDef, as from nnx.split\(model\), got NnxResNet"):
         fold(nnx.merge(model, variables), variables, X)
+
+
+class Dense(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(True, name="norm")(nn.Dense(3, name="dense")(x))
+
+
+def test_layers_of_a_model_applied_within_do_not_hide_those_of_the_same_name():
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            within = nn.jit(Dense)(parent=None)
+            variables = variables_of(within, x)
+            x = within.apply(variables, x)
+            x = nn.BatchNorm(True, name="norm")(nn.Dense(3, name="dense")(x))
+            return within.apply(variables, x)
+
+    variables = variables_of(Outer(), X)
+    folded = fold(Outer(), variables, X)
+    assert folded.changed == {("norm",): "into dense before it"}
+    assert folded.difference.max_relative < 1e-5

@@ -80,3 +80,40 @@ def test_other_layers_of_the_collection_are_left_alone():
     assert begin_update({"Sown": {"values": (jnp.ones(1),)}}) == {"Sown": {}}
     with pytest.raises(KeyError):
         begin_update(stats)["Block_0"]["pending"]
+
+
+class Scanned(nn.Module):
+    """Two layers under a scan; ``open``: whether that maps the open update."""
+
+    open: bool
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, train):
+                return bnn.BatchNorm(not train, momentum=0.9, name="norm")(x) + x, None
+
+        axes = {"params": 0, "batch_stats": 0} | ({"batch_moments": 0} if self.open else {})
+        lifted = nn.scan(
+            Block, variable_axes=axes, split_rngs={"params": True}, length=2, in_axes=nn.broadcast
+        )
+        return lifted(name="blocks")(x, train)[0]
+
+
+# flax#4760, #4061: layers under lifted transformations; k calls were k updates, silently.
+def test_an_update_that_does_not_reach_a_layer_is_an_error():
+    x = draw()
+    variables = Scanned(True).init(jax.random.key(0), x)
+    opened = open_variables(variables)
+    for part in jnp.split(x, 2):
+        _, new = Scanned(True).apply(opened, part, mutable=["batch_stats", "batch_moments"])
+        opened |= new
+    np.testing.assert_allclose(
+        opened["batch_stats"]["blocks"]["norm"]["mean"][0], 0.1 * x.mean(0), rtol=1e-5
+    )
+    opened = open_variables(variables)
+    with pytest.raises(ValueError, match=r'blocks/norm .* variable_axes=\{"batch_moments": 0\}'):
+        Scanned(False).apply(opened, x, mutable=["batch_stats", "batch_moments"])
+    got = Scanned(False).apply(opened, x, train=False)
+    np.testing.assert_array_equal(got, Scanned(True).apply(variables, x, train=False))

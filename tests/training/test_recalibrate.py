@@ -21,7 +21,10 @@ from jax.sharding import PartitionSpec as P
 
 import bnjax.linen
 import bnjax.nnx
+from bnjax import _variables
+from bnjax.surgery import freeze
 from bnjax.training import adapt, recalibrate
+from bnjax.training._begin_update import closed, opened
 
 # Offsets make variances that a running average, or a mean of variances, would get wrong.
 DATA = np.random.default_rng(0).normal(5, 2, (48, 6)).astype(np.float32)
@@ -306,5 +309,154 @@ def test_what_cannot_be_recalibrated_is_said():
     with pytest.raises(ValueError, match=r"no data reach norm0, norm1, norm2.*bnjax's BatchNorm"):
         recalibrate(Net(norm=nn.BatchNorm), VARIABLES, [DATA])
     graphdef, state = nnx.split(nnx.BatchNorm(6, rngs=nnx.Rngs(0)))
-    with pytest.raises(TypeError, match=r"is a flax\.nnx\..*BatchNorm.*Use bnjax.nnx.BatchNorm"):
+    with pytest.raises(
+        TypeError,
+        match=r"\(the model itself\) is a flax\.nnx\..*BatchNorm.*Use bnjax.nnx.BatchNorm",
+    ):
         recalibrate(graphdef, state, [DATA])
+
+
+# Home-made loaders refill one buffer for each batch, and JAX reads it asynchronously.
+@pytest.mark.parametrize("function", [recalibrate, adapt])
+def test_a_loader_that_refills_one_buffer(function):
+    data = np.random.default_rng(0).normal(size=(4, 50_000, 10)).astype(np.float32)
+    data *= np.arange(1, 5, dtype=np.float32)[:, None, None]
+
+    def loader():
+        buffer = np.empty_like(data[0])
+        for batch in data:
+            buffer[:] = batch
+            yield [{"x": buffer}]
+
+    norm = bnjax.linen.BatchNorm(True)
+    variables = norm.init(jax.random.key(0), data[0])
+    for _ in range(3):
+        new = function(norm, variables, loader(), call=lambda model, batch: model(batch[0]["x"]))
+        expected = data.reshape(-1, 10).var(0, dtype=float)
+        np.testing.assert_allclose(new["batch_stats"]["var"], expected, rtol=1e-5)
+
+
+# pytorch#70901: element counts kept in the dtype of half-precision statistics.
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_pytorch_70901_statistics_of_a_model_that_is_cast_whole(kind, dtype):
+    data = [np.tile(np.float32([[3], [7]]), (35_000, 2))] * 2
+    if kind == "linen":
+        model = bnjax.linen.BatchNorm(True, debias=True)
+        variables = model.init(jax.random.key(0), data[0])
+    else:
+        model, variables = nnx.split(bnjax.nnx.BatchNorm(2, debias=True, rngs=nnx.Rngs(0)))
+    half = jax.tree.map(lambda v: v.astype(dtype), variables)
+    for function, mean, var in ((recalibrate, 5, 4), (adapt, 2.5, 2.5)):
+        new = function(model, half, data, **({} if mean == 5 else {"weight": 0.5}))
+        stats = new["batch_stats"] if kind == "linen" else nnx.to_pure_dict(new)
+        assert stats["var"].dtype == dtype and stats["count"] == 2
+        np.testing.assert_array_equal(stats["mean"], mean)
+        np.testing.assert_array_equal(stats["var"], var)
+
+
+def test_statistics_that_half_precision_cannot_hold_are_told_from_bad_data():
+    norm = bnjax.linen.BatchNorm(True)
+    half = jax.tree.map(lambda v: v.astype(jnp.float16), norm.init(jax.random.key(0), DATA))
+    with pytest.raises(ValueError, match=r"float16 cannot hold .* of \(the model itself\)"):
+        recalibrate(norm, half, [DATA * 1000])
+
+
+class Repeated(nn.Module):
+    """Two layers, plain or within a lifted transformation that names batch_stats alone."""
+
+    way: str
+
+    @nn.compact
+    def __call__(self, x):
+        axes = {"params": 0, "batch_stats": 0}
+        if self.way == "scan":
+            lifted = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=2)
+            return lifted(name="blocks")(x, None)[0]
+        if self.way == "vmap":
+            lifted = nn.vmap(
+                Block, variable_axes=axes, split_rngs={"params": True}, in_axes=(0, None)
+            )
+            return lifted(name="blocks")(jnp.stack([x, x + 1]), None)[0]
+        return nn.remat(nn.jit(Block))(name="blocks")(x, None)[0]
+
+
+# flax#4760, #4061: layers under lifted transformations.
+@pytest.mark.parametrize("way", ["scan", "vmap", "remat"])
+def test_layers_under_lifted_transformations_need_no_collection_of_their_own(way):
+    variables = Repeated(way).init(jax.random.key(0), DATA)
+    new = recalibrate(Repeated(way), variables, split(DATA, [16]), layer_by_layer=True)
+    dense = variables["params"]["blocks"]["dense"]
+    norm = new["batch_stats"]["blocks"]["norm"]
+    assert jax.tree.structure(new) == jax.tree.structure(variables)
+    if way == "remat":
+        assert_close({"norm0": norm}, reference({"dense0": dense}, DATA, 1))
+        return
+    for i in range(2):
+        params = {f"dense{k}": jax.tree.map(lambda v, k=k: v[k], dense) for k in range(2)}
+        if way == "vmap":
+            expected = reference({"dense0": params[f"dense{i}"]}, DATA + np.float32(i), 1)["norm0"]
+        else:
+            expected = reference(params, DATA, 2)[f"norm{i}"]
+        assert_close({"norm": jax.tree.map(lambda v, i=i: v[i], norm)}, {"norm": expected})
+
+
+class Stack(nnx.Module):
+    def __init__(self):
+        make = nnx.vmap(lambda key: bnjax.nnx.BatchNorm(6, rngs=nnx.Rngs(key)))
+        self.norms = make(jax.random.split(jax.random.key(0), 2))
+
+    def __call__(self, x):
+        def step(norm, x):
+            return 2 * norm(x) + x
+
+        axes = nnx.StateAxes({(nnx.Param, nnx.BatchStat): 0, ...: None})
+        return nnx.scan(step, in_axes=(axes, nnx.Carry), out_axes=nnx.Carry)(self.norms, x)
+
+
+def test_nnx_layers_under_a_scan():
+    graphdef, state = nnx.split(Stack())
+    new = recalibrate(graphdef, state, split(DATA, [16]), layer_by_layer=True)
+    mean, var = (np.asarray(new["norms"][n][...]) for n in ("mean", "var"))
+    x = DATA.astype(np.float64)
+    for i in range(2):
+        assert_close(
+            {"n": {"mean": mean[i], "var": var[i]}}, {"n": {"mean": x.mean(0), "var": x.var(0)}}
+        )
+        x = 2 * (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) + x
+
+
+# keras#12470: what is frozen in a part of a model stays so.
+@pytest.mark.parametrize("function", [recalibrate, functools.partial(adapt, weight=0.5)])
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_keras_12470_frozen_statistics_are_left_alone(kind, function):
+    def frozen(layers, **options):
+        if kind == "linen":
+            return Net(), freeze(VARIABLES, layers, **options)
+        return nnx.split(freeze(Nnx(), layers, **options))
+
+    def means(variables):
+        if kind == "linen":
+            return [variables["batch_stats"][f"norm{i}"]["mean"] for i in range(3)]
+        return [variables["norm"][i]["mean"][...] for i in range(3)]
+
+    first = "norm0|norm/0"
+    model, variables = frozen(first)
+    new = function(model, variables, [DATA])
+    assert jax.tree.structure(new) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(means(new)[0], 0)
+    assert means(new)[1].any() and means(new)[2].any()
+    with pytest.raises(ValueError, match=r"is found in layers whose .* frozen: norm/?0\. .*unfree"):
+        function(model, variables, [DATA], layers=first)
+    with pytest.raises(ValueError, match=r"all layers are those whose statistics are frozen: norm"):
+        function(*frozen(""), [DATA])
+    # Other switches hold other things.
+    assert means(function(*frozen(first, statistics=False), [DATA]))[0].any()
+
+
+def test_an_open_update_keeps_frozen_layers_frozen():
+    held = freeze(VARIABLES, "norm0")["batch_stats"]
+    inside = opened(held)
+    for stats in (inside, closed(inside)):
+        assert list(_variables.switches({"batch_stats": stats})) == [("norm0",)]
+    chex.assert_trees_all_equal(closed(inside), held)

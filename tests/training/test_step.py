@@ -1,7 +1,9 @@
 """The training step: against one written out by hand, accumulated, sharded, and with bad data."""
 
 import functools
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,10 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.training import train_state
 from jax.sharding import PartitionSpec as P
 
+import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from bnjax.training import TrainState, eval_step, train_step
@@ -193,3 +197,119 @@ def test_an_nnx_model_is_a_loss_function_like_any_other():
     want = 0.01 * (data()["x"] @ params["layers"][0]["kernel"][...]).mean(0)
     close(mean, want)
     assert np.isfinite(metrics["loss"]) and jnp.isfinite(eval_step(new, data(), loss_fn)["loss"])
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return bnn.BatchNorm(not train, momentum=0.9, name="norm")(x) + x, None
+
+        axes = {"params": 0, "batch_stats": 0}
+        scan = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=2)
+        return nn.Dense(1)(scan(name="blocks")(x, None)[0])
+
+
+# flax#4760, #4061: layers under lifted transformations; k micro-batches were k updates, silently.
+def test_micro_batches_of_layers_under_a_scan_make_one_update():
+    variables = Scanned().init(jax.random.key(0), data()["x"], train=True)
+    state = TrainState.create(**variables, tx=optax.sgd(0.0))
+    new, _ = STEP(state, data(), make_loss(Scanned()), micro_batches=3)
+    norm, x = new.batch_stats["blocks"]["norm"], data()["x"]
+    close(norm["mean"][0], 0.1 * x.mean(0))
+    close(norm["var"][0], 0.9 + 0.1 * x.var(0))
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+# pytorch#96136: several forward passes a step update the statistics several times.
+def test_micro_batches_of_pure_functions_make_one_update():
+    def loss_fn(params, collections, batch, train):
+        stats = collections["batch_stats"]["norm"]
+        y, stats = bnjax.batch_norm(batch["x"], None, None, stats, train=train, decay=0.9)
+        return jnp.mean((y @ params) ** 2), ({"batch_stats": {"norm": stats}}, {})
+
+    params, stats = jnp.ones(FEATURES), {"norm": bnjax.init_batch_stats(FEATURES)}
+    state = TrainState.create(params=params, batch_stats=stats, tx=optax.sgd(0.1))
+    whole, _ = STEP(state, data(), loss_fn)
+    new, _ = STEP(state, data(), loss_fn, micro_batches=3)
+    close(new.batch_stats, whole.batch_stats)
+    assert jnp.isfinite(eval_step(new, data(), loss_fn)["loss"])
+
+
+class FlaxState(train_state.TrainState):
+    """As Flax's own examples have it."""
+
+    batch_stats: Any
+
+
+class CountingState(FlaxState):
+    skipped: int = 0
+
+
+# flax examples/imagenet, where batch_stats is a field of the user's own TrainState.
+@pytest.mark.parametrize("cls", [FlaxState, CountingState])
+def test_a_train_state_of_flax_takes_the_same_steps(cls):
+    ours, batch = start(optax.sgd(0.01)), data()
+    fields = {"params": ours.params, "batch_stats": ours.batch_stats}
+    state = cls.create(apply_fn=None, tx=ours.tx, **fields)
+    close(eval_step(state, batch, LOSS)["loss"], eval_step(ours, batch, LOSS)["loss"])
+    bad = {**batch, "x": batch["x"].at[0].set(jnp.nan)}
+    for options in ({}, {"micro_batches": 2}, {"micro_batches": 2, "skip_nonfinite": True}):
+        for examples in (batch, bad) if options.get("skip_nonfinite") else (batch,):
+            new, metrics = STEP(state, examples, LOSS, **options)
+            want, want_metrics = STEP(ours, examples, LOSS, **options)
+            for name in ("step", "params", "batch_stats"):
+                close(getattr(new, name), getattr(want, name))
+            np.testing.assert_equal(*(np.asarray(m["loss"]) for m in (metrics, want_metrics)))
+            if cls is CountingState:
+                assert new.skipped == want.skipped
+
+
+def test_states_without_a_place_for_statistics():
+    def loss_fn(params, collections, batch, train):
+        return params["w"] ** 2, ({"batch_stats": params} if batch else collections, {})
+
+    params = {"w": jnp.ones(())}
+    state = train_state.TrainState.create(apply_fn=None, params=params, tx=optax.sgd(0.1))
+    new, _ = train_step(state, 0, loss_fn)
+    close(new.params["w"], 0.8)
+    with pytest.raises(TypeError, match=r"TrainState has no field: they would be lost"):
+        train_step(state, 1, loss_fn)
+    with pytest.raises(TypeError, match=r"got dict, which has no params, apply_gradients, replace"):
+        train_step({}, 0, loss_fn)
+
+
+def test_micro_batches_share_scalars_and_split_keys():
+    def loss_fn(params, collections, batch, train):
+        noise = jax.random.normal(batch["key"], ())
+        loss = params * batch["weight"] * batch["x"].mean() + 0 * noise
+        return loss, (collections, {"noise": noise, "weight": batch["weight"]})
+
+    batch = {"x": jnp.arange(6.0), "weight": 2.0, "key": jax.random.key(3)}
+    state = TrainState.create(params=jnp.ones(()), tx=optax.sgd(0.1))
+    _, metrics = STEP(state, batch, loss_fn, micro_batches=3)
+    close(metrics["loss"], 5.0)
+    close(metrics["weight"], 2.0)
+    noise = [jax.random.normal(key, ()) for key in jax.random.split(batch["key"], 3)]
+    close(metrics["noise"], np.mean(noise))
+    with pytest.raises(ValueError, match=r"3 must be positive and divide the 2 .* jax.random.key"):
+        train_step(state, {**batch, "key": np.zeros(2, np.uint32)}, loss_fn, micro_batches=3)
+
+
+# yolov5#459: statistics that come without a counter.
+def test_yolov5_459_micro_batches_of_statistics_without_a_counter():
+    class Debiased(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(1)(bnn.BatchNorm(not train, debias=True, momentum=0.9)(x))
+
+    variables = Debiased().init(jax.random.key(0), data()["x"], train=True)
+    del variables["batch_stats"]["BatchNorm_0"]["count"]
+    stats = jax.tree.map(lambda v: v + 5, variables["batch_stats"])
+    state = TrainState.create(params=variables["params"], batch_stats=stats, tx=optax.sgd(0.0))
+    whole, _ = STEP(state, data(), make_loss(Debiased()))
+    new, _ = STEP(state, data(), make_loss(Debiased()), micro_batches=2)
+    close(new.batch_stats, whole.batch_stats)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new.batch_stats, whole.batch_stats)
