@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from experiments.cli import main
 from experiments.common import data, results
 from experiments.common.data import fingerprint, load_digits
 from experiments.common.errors import UserError
-from experiments.train import recorder
+from experiments.train import processes, recorder
 from experiments.train.batches import Batches, batch_indices, make_mesh
 from experiments.train.checkpoints import Checkpoints
 from experiments.train.networks import MODELS, NORMS, make_model
@@ -180,6 +181,19 @@ def test_a_folder_has_one_run_at_a_time(overwrite, unfinished, capsys):
     assert error.count("\n") == 1 and "another run is writing" in error
     assert {p: p.read_bytes() for p in unfinished.rglob("*") if p.is_file()} == before
     assert train(unfinished) == 0  # and is free when that one has ended
+
+
+@pytest.mark.parametrize("me", ["0", "1"])
+def test_a_process_that_waits_alone_ends_with_a_line(me, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "START_SECONDS", 0.5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"localhost:{free.getsockname()[1]}"
+    others = ["--num-processes", "2", "--process-id", me, "--coordinator", where]
+    assert train("run", *others) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "start all of them" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def other_data(out):
