@@ -3,10 +3,15 @@
 import os
 import sys
 
-from experiments.cli import INTERRUPTED, main
+from experiments.common import interrupts
+
+interrupts.leave_at_once("interrupted before anything was begun")
+
+from experiments.cli import main  # noqa: E402 (from here on Ctrl-C is heard)
 
 code = main()
-if code == INTERRUPTED:
+interrupts.ignore()
+if code == interrupts.INTERRUPTED:
     # XLA's threads may still be computing, and crash when the interpreter is taken down under them.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,7 +3,7 @@
 * 0: done
 * 1: done, and a claim of a benchmark failed
 * 2: the user asked for something that cannot be done; nothing was written
-* 3: another process of a training run seems to have died
+* 3: the processes of a training run did not meet, or one seems to have died
 * 130: stopped with Ctrl-C
 
 What `run` has finished of its trials, and `train` up to its last checkpoint, is kept whatever
@@ -14,13 +14,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from experiments.common import interrupts
 from experiments.common.errors import UserError
+from experiments.common.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:  # imported late, so that the first line comes at once
     from experiments.options import Benchmark, Train
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR = 2
 EXTRAS = (  # of bnjax[experiments]
+    "filelock",
     "matplotlib",
     "orbax",
     "pooch",
@@ -38,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _dispatch(args)
     except UserError as error:
         print("error:", *str(error).split(), file=sys.stderr)  # one line, whatever paths hold
-        return USER_ERROR
+        return error.code
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -82,6 +85,7 @@ def _benchmark(command: "Benchmark", own_process: bool) -> int:
         machine.prepare()
     from experiments.benchmarks import runner
 
+    interrupts.raise_again()
     return runner.run(command)
 
 

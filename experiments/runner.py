@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import registry
-from experiments.common import results
+from experiments.common import interrupts, results
 from experiments.common.errors import UserError
 from experiments.common.progress import Reporter, make_console
 from experiments.common.settings import COMMON, Settings
@@ -33,7 +33,7 @@ def run(options: Run) -> None:
     for number, experiment in enumerate(registry.EXPERIMENTS, 1):
         out = (options.out or Path("runs")) / experiment.name
         console.rule(f"{number} of {len(registry.EXPERIMENTS)}")
-        if results.is_finished(out) and not options.overwrite:
+        if results.is_finished(out, figure_name(experiment)) and not options.overwrite:
             console.print(f"{experiment.name}: finished before, kept; see {out}", markup=False)
         else:
             _run(experiment, options, out, console)
@@ -48,6 +48,7 @@ def _run(experiment: Experiment, options: Run, out: Path, console: Console) -> N
     data = _load_data(settings, options.data_dir)
     config = _config(experiment, options.preset, settings, data)
     started = time.monotonic()
+    interrupts.raise_again()
     with results.staged(out, config, options.overwrite) as stage:
         _measure(experiment, settings, data, stage, console)
         seconds = time.monotonic() - started
@@ -127,25 +128,32 @@ def _measure(
     experiment: Experiment, settings: Settings, data: "Dataset", stage: Path, console: Console
 ) -> None:
     """Runs every trial that has not been run before, and puts their records together."""
-    from experiments.common.records import to_json
+    from experiments.common.records import read_part, write_part
 
     trials = experiment.module.trials(settings, data)
     parts = [stage / results.PARTS / f"{number:03d}.jsonl" for number in range(len(trials))]
-    done = sum(trial.steps for trial, part in zip(trials, parts, strict=True) if part.exists())
+    texts = [_finished(part, console) for part in parts]
+    done = sum(trial.steps for trial, text in zip(trials, texts, strict=True) if text is not None)
     if done:
-        console.print(
-            f"going on: {sum(p.exists() for p in parts)} of {len(trials)} trials are done"
-        )
+        finished = len(texts) - texts.count(None)
+        console.print(f"going on: {finished} of {len(trials)} trials are done")
     with Reporter(sum(trial.steps for trial in trials), console, done) as reporter:
-        for trial, part in zip(trials, parts, strict=True):
-            if not part.exists():
-                unfinished = part.with_suffix(".part")
-                with unfinished.open("w") as file:
-                    file.writelines(to_json(r) + "\n" for r in trial.measure(reporter))
-                unfinished.rename(part)
+        for trial, part, text in zip(trials, parts, texts, strict=True):
+            if text is None:
+                write_part(part, trial.measure(reporter))
             reporter.finish(trial.steps)
-    with (stage / results.METRICS).open("w") as file:
-        file.writelines(part.read_text() for part in parts)
+    results.write_whole(stage / results.METRICS, "".join(read_part(p) or "" for p in parts))
+
+
+def _finished(part: Path, console: Console) -> str | None:
+    """What a stopped run has written of a trial; None if it is to be run (again)."""
+    from experiments.common.records import read_part
+
+    text = read_part(part)
+    if text is None and part.exists():
+        console.print(f"{part.name}: damaged, that trial is repeated", markup=False)
+        part.unlink()
+    return text
 
 
 def _config(

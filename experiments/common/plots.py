@@ -47,7 +47,7 @@ def style():
 
 def data_and_seeds(settings: Settings) -> str:
     """What a figure of bands shows, such as "MNIST, mean and range of 5 seeds"."""
-    return f"{settings.data_name}, {spread_over_seeds(settings)}"
+    return f"{settings.data_label}, {spread_over_seeds(settings)}"
 
 
 def spread_over_seeds(settings: Settings) -> str:

@@ -11,7 +11,6 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 
 PLAIN_WIDTH = 110  # columns where there is no terminal to ask
@@ -24,6 +23,32 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
+class Pace:
+    """Seconds a step, of the chunks that follow another of the same run.
+
+    The first chunk of a run is compiled in the same breath, and is left out.
+    """
+
+    def __init__(self):
+        self._seconds, self._steps = 0.0, 0
+        self._last: tuple[int, float] | None = None
+
+    def restart(self) -> None:
+        """A run begins, or something else than steps took time."""
+        self._last = None
+
+    def tick(self, step: int, now: float) -> None:
+        """``step`` steps of the run are done."""
+        if self._last is not None:
+            self._steps += step - self._last[0]
+            self._seconds += now - self._last[1]
+        self._last = step, now
+
+    def seconds(self, steps: int) -> float | None:
+        """What ``steps`` more take; None as long as that cannot be known."""
+        return self._seconds / self._steps * steps if self._steps > 0 else None
+
+
 class Reporter:
     """Progress over the `total` steps of all runs of an experiment; use it as a context manager.
 
@@ -31,17 +56,17 @@ class Reporter:
     """
 
     def __init__(self, total: int, console: Console, done: int = 0):
-        self._total, self._start = total, done
+        self._total = total
         self._before = 0  # steps of the runs finished before
         self._console = console
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._pace = Pace()
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("steps  {task.fields[numbers]}"),
-            TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -62,6 +87,7 @@ class Reporter:
 
     def say(self, doing: str) -> None:
         """Announces work that takes a while without steps to count, such as a compilation."""
+        self._pace.restart()
         self._bar.update(self._task, description=doing, numbers="")
         self._print(doing)
 
@@ -70,18 +96,19 @@ class Reporter:
         done = self._before + step
         numbers = "" if loss is None else f"loss {loss:.3f}"
         numbers += "" if accuracy is None else f"  accuracy {accuracy:.1%}"
+        self._pace.tick(done, time.monotonic())
+        numbers += self._left(done)
         self._bar.update(self._task, completed=done, description=doing, numbers=numbers)
         if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self._total:
-            self._print(f"{doing}: {done}/{self._total} steps  {numbers}{self._left(done)}")
+            self._print(f"{doing}: {done}/{self._total} steps  {numbers}")
 
     def finish(self, steps: int) -> None:
         """Ends a run of `steps` steps; the next one counts on from there."""
         self._before += steps
 
     def _left(self, done: int) -> str:
-        left = (self._total - done) / (done - self._start)
-        seconds = (time.monotonic() - self._started) * left
-        return f"  about {seconds:.0f} s left" if seconds > 1 else ""
+        seconds = self._pace.seconds(self._total - done)
+        return f"  about {seconds:.0f} s left" if seconds is not None and seconds > 1 else ""
 
     def _print(self, line: str) -> None:
         """A line where there is no bar."""

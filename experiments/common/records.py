@@ -5,15 +5,18 @@ Everything that judges or draws an experiment reads these records and nothing el
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.common.errors import UserError
+from experiments.common.results import write_whole
 
 Record = dict[str, Any]
+END = "# sha256 of the lines above: "
 
 
 def per_seed(step: int, network: str, metrics: Mapping[str, np.ndarray]) -> Iterator[Record]:
@@ -27,6 +30,25 @@ def per_seed(step: int, network: str, metrics: Mapping[str, np.ndarray]) -> Iter
 def to_json(record: Record) -> str:
     """One line of JSON."""
     return json.dumps(without_nan(record), allow_nan=False)
+
+
+def write_part(path: Path, records: Iterable[Record]) -> None:
+    """Writes the records of one trial, and in a last line what tells that they are all there."""
+    text = "".join(to_json(record) + "\n" for record in records)
+    write_whole(path, f"{text}{END}{_digest(text)}\n")
+
+
+def read_part(path: Path) -> str | None:
+    """The lines that `write_part` wrote; None if they are not all there, or have changed."""
+    try:
+        text, end, digest = path.read_text(encoding="utf-8").rpartition(END)
+    except (OSError, ValueError):
+        return None
+    return text if end and digest == f"{_digest(text)}\n" else None
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
 
 
 def read_records(path: Path) -> list[Record]:

@@ -10,9 +10,11 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from experiments.common.errors import UserError
 
@@ -20,6 +22,7 @@ METRICS = "metrics.jsonl"
 CONFIG = "config.json"
 SUMMARY = "summary.json"
 PARTS, LOCK = "parts", "lock"  # only in a run that is not finished
+PART = ".part"  # ends the name of a file that is being written
 PACKAGES = ("bnjax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "matplotlib")
 
 
@@ -34,12 +37,19 @@ def check_destination(out: Path, overwrite: bool, figure: str) -> None:
     if present != {METRICS, CONFIG, SUMMARY, figure}:
         raise UserError(f"--out {out} holds other files than a result; give another folder")
     if not overwrite:
-        raise UserError(f"--out {out} holds a finished result; add --overwrite to replace it")
+        found = "a finished" if is_finished(out, figure) else "a damaged"
+        raise UserError(f"--out {out} holds {found} result; add --overwrite to replace it")
 
 
-def is_finished(out: Path) -> bool:
-    """Whether `out` holds a result."""
-    return (out / SUMMARY).is_file()
+def is_finished(out: Path, figure: str) -> bool:
+    """Whether `out` holds a result, with all that belongs to one."""
+    if not all((out / name).is_file() for name in (METRICS, CONFIG, SUMMARY, figure)):
+        return False
+    try:
+        summary = read_json(out / SUMMARY)
+    except UserError:
+        return False
+    return isinstance(summary, dict) and {"experiment", "claims", "seconds"} <= summary.keys()
 
 
 @contextmanager
@@ -57,8 +67,9 @@ def staged(out: Path, config: Any, overwrite: bool) -> Iterator[Path]:
         stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror})") from None
-    with _alone(stage):
+    with alone(stage):
         try:
+            _settle(out, stage)
             _keep_parts_of(stage, config, overwrite)
             yield stage
         except BaseException:
@@ -70,24 +81,31 @@ def staged(out: Path, config: Any, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone(stage: Path) -> Iterator[None]:
-    """Refuses a folder that another run is working in; a killed run's lock is gone with it."""
-    import fcntl
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps every other run out of `folder`; a killed run's lock is gone with it.
 
-    with (stage / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is writing {stage}; wait, or give another --out"
-            ) from None
+    Raises:
+      UserError: another run is working there, or nothing can be written.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another run is writing {folder}; wait, or give another --out") from None
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot write there ({error.strerror})") from None
+    try:
         yield
+    finally:
+        # Before it is released: a run that got hold of the file meanwhile sees that it is gone.
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def _keep_parts_of(stage: Path, config: Any, overwrite: bool) -> None:
     """Leaves finished parts in `stage` if they are of this `config`; refuses or deletes others."""
     path, text = stage / CONFIG, json.dumps(config, indent=2) + "\n"
-    if not (path.exists() and path.read_text() == text):
+    if not (path.exists() and path.read_bytes() == text.encode()):
         done = len(list((stage / PARTS).glob("*.jsonl")))
         if done and not overwrite:
             raise UserError(
@@ -96,20 +114,31 @@ def _keep_parts_of(stage: Path, config: Any, overwrite: bool) -> None:
             )
         shutil.rmtree(stage / PARTS, ignore_errors=True)
     (stage / PARTS).mkdir(exist_ok=True)
-    path.write_text(text)
+    write_whole(path, text)
 
 
 def _replace(out: Path, stage: Path) -> None:
     """Puts `stage`, without what only a run needs, in the place of `out`."""
     shutil.rmtree(stage / PARTS)
-    (stage / LOCK).unlink()
+    (stage / LOCK).unlink(missing_ok=True)
     if out.exists():
-        old = stage.with_suffix(".old")
-        out.rename(old)
-        stage.rename(out)
+        out.rename(_old(stage))
+    stage.rename(out)
+    _settle(out, stage)
+
+
+def _settle(out: Path, stage: Path) -> None:
+    """Ends what a run that was killed while it replaced `out` has begun."""
+    old = _old(stage)
+    if old.exists() and out.exists():
         shutil.rmtree(old)
-    else:
-        stage.rename(out)
+    elif old.exists():
+        old.rename(out)
+
+
+def _old(stage: Path) -> Path:
+    """Where the result that is being replaced is for a moment."""
+    return stage.with_suffix(".old")
 
 
 def _first_existing(folder: Path) -> Path:
@@ -128,7 +157,28 @@ def _remove_empty(folder: Path, stop: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` readably, in a fixed order."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that appears complete or not at all, whatever stops program or machine."""
+    part = path.with_name(path.name + PART)
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names in `folder` on the disk, where a folder can be opened for that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_json(path: Path) -> Any:

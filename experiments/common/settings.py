@@ -27,6 +27,11 @@ class Settings:
         return f"{name} ({self.data_note})" if self.data_note else name
 
     @property
+    def data_label(self) -> str:
+        """The same for a picture, where dollars would set mathematics."""
+        return self.data_name.encode(errors="replace").decode().replace("$", r"\$")
+
+    @property
     def seeds_in_words(self) -> str:
         """Such as "5 seeds"."""
         return "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"

@@ -21,8 +21,14 @@ def word(
 
 
 def text() -> PrimitiveConstructorSpec:
-    """Any words at all; None stands for none."""
-    return word("TEXT", str, "none")
+    """Any words that can be printed on a line; None stands for none."""
+
+    def parse(text: str) -> str:
+        if not text.isprintable():  # neither are lone surrogates
+            raise ValueError(f"{text!r} is not one line of printable text")
+        return text
+
+    return word("TEXT", parse, "none")
 
 
 def choice(*legal: str) -> PrimitiveConstructorSpec:

@@ -10,7 +10,8 @@ orbax notices a file cut short but not a changed number.
 """
 
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,19 +58,39 @@ class Checkpoints:
         metrics = None if step is None else self._manager.metrics(step)
         return None if step is None or metrics is None else (step, metrics[ACCURACY])
 
-    def save(self, step: int, tree: Any, accuracy: float | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        accuracy: float | None = None,
+        ties: Mapping[str, str] | None = None,
+    ) -> None:
         """Begins to write `tree`, of NumPy arrays that nobody changes; waits for the one before.
 
         Args:
           step: number of steps taken.
           tree: any pytree.
           accuracy: on the test set, if it is the best so far.
+          ties: words for what the checkpoint belongs to.
         """
         leaves = flatten(tree)
         leaves[CHECKSUM] = np.array(checksum(leaves), np.uint32)
         metrics = None if accuracy is None else {ACCURACY: accuracy}
         with _disk_faults(self._folder):
-            self._manager.save(step, args=ocp.args.StandardSave(leaves), metrics=metrics)
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(leaves),
+                metrics=metrics,
+                custom_metadata=dict(ties or {}),
+            )
+
+    def ties(self, step: int) -> Mapping[str, Any]:
+        """What `save` was told of the checkpoint; empty words if nothing."""
+        try:
+            found = self._manager.metadata(step).custom_metadata
+        except Exception:  # damaged, in one of many ways
+            found = None
+        return defaultdict(str, found or {})
 
     def check(self) -> None:
         """Raises what went wrong in the background, if anything did."""

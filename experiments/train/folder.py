@@ -4,8 +4,10 @@ Unlike the result of an experiment it grows while the run goes on, so that a run
 go on from there. `summary.json`, written last, marks a finished run.
 """
 
-import os
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,29 @@ from experiments.train.settings import Settings, differences
 CHECKPOINTS = "checkpoints"
 EVENTS = "events"
 COMMAND = "train"
-PART = ".part"  # ends the name of a file that is being written
-NAMES = {results.CONFIG, results.METRICS, results.SUMMARY, CHECKPOINTS, EVENTS}
+LOCK = results.LOCK
+NAMES = {results.CONFIG, results.METRICS, results.SUMMARY, CHECKPOINTS, EVENTS, LOCK}
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keeps every other run out of `out`; what it made of an empty folder goes with an error.
+
+    Raises:
+      UserError: another run is working there, or nothing can be written.
+    """
+    made = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; give a folder") from None
+    try:
+        with results.alone(out):
+            yield
+    finally:
+        if made:
+            with suppress(OSError):
+                out.rmdir()
 
 
 def prepare(out: Path, settings: Settings, overwrite: bool, environment: dict[str, Any]) -> None:
@@ -37,7 +60,7 @@ def prepare(out: Path, settings: Settings, overwrite: bool, environment: dict[st
             return
         if not overwrite:
             raise UserError(f"--out {out} holds {obstacle}; add --overwrite to replace it")
-    elif present:
+    elif present - {LOCK}:
         raise UserError(f"--out {out} holds parts of a run but no {results.CONFIG}; remove it")
     _begin(out, settings, environment)
 
@@ -45,7 +68,7 @@ def prepare(out: Path, settings: Settings, overwrite: bool, environment: dict[st
 def _present(out: Path) -> set[str]:
     try:
         paths = out.iterdir() if out.exists() else ()
-        return {path.name for path in paths if not path.name.endswith(PART)}
+        return {path.name for path in paths if not path.name.endswith(results.PART)}
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; give a folder") from None
 
@@ -70,13 +93,6 @@ def _begin(out: Path, settings: Settings, environment: dict[str, Any]) -> None:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in (results.METRICS, results.SUMMARY, results.CONFIG):
             (out / name).unlink(missing_ok=True)
-        write_whole(out / results.CONFIG, content)
+        results.write_whole(out / results.CONFIG, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror})") from None
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """Writes a JSON file that appears complete or not at all."""
-    part = path.with_name(path.name + PART)
-    results.write_json(part, content)
-    os.replace(part, path)

@@ -1,7 +1,8 @@
 """One process or several, and what becomes of the rest when one dies.
 
-JAX's runtime joins the processes: process 0 listens at `--coordinator`, the others call there, and
-arrays are then spread over the devices of all. A process that dies is noticed in one of two ways:
+The processes meet, see `experiments.train.meeting`, and JAX's runtime joins them: process 0 listens
+at `--coordinator`, the others call there, and arrays are then spread over the devices of all. A
+process that dies is noticed in one of two ways:
 
 * its connections close, and the collective that others wait in fails, at once;
 * it stops answering, and after `HEARTBEAT_SECONDS` JAX ends the others by aborting them from C++,
@@ -24,9 +25,11 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import broadcast_one_to_all
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from experiments.common.errors import UserError
+from experiments.common.interrupts import INTERRUPTED
+from experiments.train.meeting import NotMetError, Terms, meet
 from experiments.train.options import Train
 
 DIED = 3  # exit code of the survivors
@@ -57,19 +60,26 @@ def check(options: Train) -> None:
 
 
 @contextmanager
-def joined(options: Train) -> Iterator[None]:
+def joined(options: Train, terms: Callable[[], Terms]) -> Iterator[None]:
     """Joins the processes for the time of the body; alone, it does nothing.
 
     With others, it does not return after an error: the interpreter's own end would wait for them.
+
+    Args:
+      options: of this process.
+      terms: tells what must be the same for all of them.
     """
-    check(options)
     if options.num_processes is None and not options.cluster:
         yield
         return
+    if options.coordinator is not None and options.num_processes and options.process_id is not None:
+        meet(options.coordinator, options.num_processes, options.process_id, terms(), START_SECONDS)
     helper = Helper()
     try:
         helper.tell(f"error: {_not_met(options)}")
         _initialize(options)
+        if options.cluster:
+            _compare(terms())
         helper.tell(
             f"error: {_name(options)} was ended, most likely because another one died; {ADVICE}"
         )
@@ -78,7 +88,7 @@ def joined(options: Train) -> Iterator[None]:
     except BaseException as error:
         code = _explain(error, _name(options))
         helper.close()
-        if jax.process_index() == 0:
+        if jax.distributed.is_initialized() and jax.process_index() == 0:
             time.sleep(GRACE_SECONDS)  # process 0 last: without it JAX aborts the others
         os._exit(code)
     helper.close()
@@ -130,6 +140,16 @@ def _broadcast(content: bytes) -> bytes:
     return np.asarray(broadcast_one_to_all(buffer)).tobytes()
 
 
+def _compare(terms: Terms) -> None:
+    """Raises on all processes unless all have the `terms` of process 0."""
+    first = from_first(lambda: dict(terms))
+    differing = [name for name in first if first[name] != terms.get(name)]
+    same = process_allgather(np.array(not differing))
+    if not same.all():
+        names = ", ".join(differing) or f"see process {int(np.argmin(same))}"
+        raise UserError(f"processes were started with different settings ({names})")
+
+
 def _initialize(options: Train) -> None:
     given = (options.coordinator, options.num_processes, options.process_id)
     try:
@@ -141,7 +161,7 @@ def _initialize(options: Train) -> None:
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{_not_met(options)} ({reason})") from None
+        raise NotMetError(f"{_not_met(options)} ({reason})") from None
 
 
 def _not_met(options: Train) -> str:
@@ -155,11 +175,9 @@ def _not_met(options: Train) -> str:
 
 def _explain(error: BaseException, name: str) -> int:
     """Says on stderr why this process ends, and returns its exit code."""
-    from experiments.cli import INTERRUPTED, USER_ERROR
-
     sys.stdout.flush()
     if isinstance(error, UserError):
-        line, code = " ".join(str(error).split()), USER_ERROR
+        line, code = " ".join(str(error).split()), error.code
     elif isinstance(error, KeyboardInterrupt):
         line, code = f"{name} was interrupted; {ADVICE}", INTERRUPTED
     elif any(word in str(error).lower() for word in NETWORK_WORDS):

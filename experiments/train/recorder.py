@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,7 @@ from experiments.common import results
 from experiments.common.errors import UserError
 from experiments.common.records import Record, read_records, to_json
 from experiments.train.checkpoints import Checkpoints
-from experiments.train.folder import CHECKPOINTS, EVENTS, write_whole
+from experiments.train.folder import CHECKPOINTS, EVENTS
 
 
 class Recorder:
@@ -22,19 +23,22 @@ class Recorder:
       out: the folder, as `folder.prepare` leaves it.
       state: that before the first step, in NumPy arrays.
       tensorboard: whether to write events.
+      run: a word for the settings; a checkpoint of another run is refused.
 
     Attributes:
       state: to go on from: that of the last checkpoint, or that before the first step.
     """
 
-    def __init__(self, out: Path, state: Any, tensorboard: bool):
-        self._out = out
+    def __init__(self, out: Path, state: Any, tensorboard: bool, run: str = ""):
+        self._out, self._run = out, run
         self._metrics = out / results.METRICS
         self._checkpoints = Checkpoints(out / CHECKPOINTS)
         self._best = self._checkpoints.best
         step = self._checkpoints.last_step or 0
         self.state = self._checkpoints.restore(state) if step else state
-        cut(self._metrics, step)
+        self._hash = sha256(cut(self._metrics, step))
+        if step:
+            self._check_ties(step)
         self._file = _open(self._metrics)
         self._events = _open_events(out / EVENTS, step) if tensorboard else None
 
@@ -48,12 +52,28 @@ class Recorder:
         with suppress(UserError):  # the error on its way out tells more
             self._checkpoints.close()
 
+    def _check_ties(self, step: int) -> None:
+        """Refuses a checkpoint that is not of this run, this step and these metrics."""
+        path, ties = self._out / CHECKPOINTS / str(step), self._checkpoints.ties(step)
+        taken = int(getattr(self.state, "step", step))
+        if taken != step:
+            raise UserError(f"{path}: is of step {taken}; give it its name back, or remove it")
+        if ties["run"] != self._run:
+            raise UserError(f"{path}: is of a run with other settings or data; remove it")
+        if ties["metrics"] != self._hash.hexdigest():
+            raise UserError(
+                f"{self._metrics}: not the metrics that were there when {path.name} was saved; put "
+                "them back, or begin again with --overwrite after removing checkpoints"
+            )
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Writes a line of metrics."""
         record: Record = {"step": step} | metrics
         self._checkpoints.check()
+        line = to_json(record).encode() + b"\n"
         with _writing(self._metrics):
-            _write(self._file, to_json(record).encode() + b"\n")
+            _write(self._file, line)
+        self._hash.update(line)
         if self._events is not None:
             for name, value in metrics.items():
                 self._events.add_scalar(name, value, step)
@@ -73,7 +93,8 @@ class Recorder:
         with _writing(self._metrics):
             os.fsync(self._file.fileno())  # a checkpoint must not outlive the metrics before it
         best = accuracy if self.is_best(accuracy) else None
-        self._checkpoints.save(step, state, best)
+        ties = {"run": self._run, "metrics": self._hash.hexdigest()}
+        self._checkpoints.save(step, state, best, ties)
         if best is not None:
             self._best = step, best
 
@@ -82,7 +103,7 @@ class Recorder:
         self._checkpoints.wait()
         summary = summarize(read_records(self._metrics))
         with _writing(self._out / results.SUMMARY):
-            write_whole(self._out / results.SUMMARY, summary)
+            results.write_json(self._out / results.SUMMARY, summary)
         return summary
 
 
@@ -93,19 +114,25 @@ def summarize(records: list[Record]) -> dict[str, Any]:
     return {"last": evaluations[-1], "best": best}
 
 
-def cut(path: Path, step: int) -> None:
+def cut(path: Path, step: int) -> bytes:
     """Takes from `path` the lines after `step`, and a line that was not written to its end.
 
     The file is only ever made shorter, so this needs no space on the disk.
+
+    Returns:
+      What is left.
     """
     if not path.exists():
-        return
-    kept = 0
-    for line in path.read_bytes().splitlines(keepends=True):
+        return b""
+    content, kept = path.read_bytes(), 0
+    for line in content.splitlines(keepends=True):
         if not line.endswith(b"\n") or _step(line, path) > step:
             break
         kept += len(line)
-    os.truncate(path, kept)
+    if kept < len(content):
+        with _writing(path):
+            os.truncate(path, kept)
+    return content[:kept]
 
 
 def _step(line: bytes, path: Path) -> int:

@@ -1,6 +1,8 @@
 """What decides the numbers of a run: written into its folder, and compared on the way back."""
 
+import json
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from typing import Any
 
 from experiments.common.errors import UserError
@@ -34,10 +36,14 @@ class Settings:
     seed: int
     log_every: int
     eval_every: int
+    images: str  # a digest of the data, which tells two folders apart
 
 
-def resolve(options: Train, num_images: int, num_devices: int) -> Settings:
-    """The settings of a run on `num_images` training images and `num_devices` devices in all."""
+def resolve(options: Train, num_images: int, num_devices: int, images: str = "") -> Settings:
+    """The settings of a run on `num_images` training images and `num_devices` devices in all.
+
+    `images` is the fingerprint of the data.
+    """
     if options.batch_size > num_images:
         raise UserError(
             f"--batch-size {options.batch_size} is more than the {num_images} training images"
@@ -47,9 +53,15 @@ def resolve(options: Train, num_images: int, num_devices: int) -> Settings:
         "virtual_batch_size": _virtual_batch_size(options, share, num_devices),
         "learning_rate": options.learning_rate or LEARNING_RATES[options.optimizer],
         "steps": _steps(options, num_images // options.batch_size),
+        "images": images,
     }
     names = [field.name for field in fields(Settings)]
-    return Settings(**{name: settled.get(name, getattr(options, name)) for name in names})
+    return Settings(**{n: settled[n] if n in settled else getattr(options, n) for n in names})
+
+
+def digest(settings: Settings) -> str:
+    """A short word for all of the settings, which checkpoints of the run carry."""
+    return sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _share(options: Train, num_devices: int) -> int:

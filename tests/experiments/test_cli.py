@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
+from experiments.common import results
 
 TWO_STEPS = ["run", "convergence", "--steps", "2", "--eval-every", "1", "--seeds", "2"]
 FILES = {"metrics.jsonl", "config.json", "summary.json", "convergence.png"}
@@ -197,6 +198,79 @@ def test_a_stopped_run_goes_on_where_it_was(finished, other, tmp_path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == {"result"}
     for file in ("metrics.jsonl", "convergence.png"):
         assert Path("result", file).read_bytes() == (finished[0] / file).read_bytes(), file
+
+
+DAMAGE = {
+    "cut off": lambda content: content[: len(content) // 2],
+    "lines lost": lambda content: b"".join(content.splitlines(keepends=True)[1:]),
+    "empty": lambda content: b"",
+    "not UTF-8": lambda content: b"\xff" + content,
+    "other keys": lambda content: b'{"epoch": 1}\n',
+    "a number changed": lambda content: content.replace(b"0.", b"1.", 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_trial_of_a_stopped_run_is_repeated(
+    damage, finished, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        stop_in_trial(patch, 1, Stopped())
+        with pytest.raises(Stopped):
+            main([*TWO_STEPS, "--out", "result"])
+    (part,) = (tmp_path / ".result.part/parts").iterdir()
+    part.write_bytes(damage(part.read_bytes()))
+    assert main([*TWO_STEPS, "--out", "result"]) == 0
+    assert "000.jsonl: damaged, that trial is repeated" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"result"}
+    assert Path("result/metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["between its renames", "after them"])
+def test_killed_while_an_older_result_is_replaced(moment, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0], "result")
+    rename, rmtree = Path.rename, shutil.rmtree
+
+    def killed(call, path, *args, **options):
+        first = path.name == "result" if call is rename else not str(path).endswith(".old")
+        if not first and (call is rmtree or moment == "between its renames"):
+            raise Stopped
+        return call(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda path, to: killed(rename, path, to))
+        patch.setattr(shutil, "rmtree", lambda path, **options: killed(rmtree, path, **options))
+        with pytest.raises(Stopped):
+            main([*TWO_STEPS, "--out", "result", "--overwrite"])
+    assert len(list(tmp_path.iterdir())) == 2
+    for _ in range(2):
+        assert main([*TWO_STEPS, "--out", "result", "--overwrite"]) == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["result"]
+    assert Path("result/metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", '{"experiment": 1}', "\udcff" * 2])
+def test_a_damaged_summary_is_no_finished_result(content, finished, capsys):
+    shutil.copytree(finished[0], "result")
+    Path("result/summary.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert not results.is_finished(Path("result"), "convergence.png")
+    assert results.is_finished(finished[0], "convergence.png")
+    assert main([*TWO_STEPS, "--out", "result"]) == 2
+    assert "holds a damaged result; add --overwrite" in capsys.readouterr().err
+
+
+def test_a_note_is_text_and_checked_before_the_training(finished, tmp_path, capsys):
+    for note in ("\ud800", "two\nlines", "\x1b[31m"):
+        assert main([*TWO_STEPS, "--data-note", note]) == 2
+        assert "is not one line of printable text" in capsys.readouterr().err
+    assert everything(tmp_path) == set()
+    for note in ("$x^$ costs 5$", r"\frac{", "100 %"):
+        settings = f'"data_note": {json.dumps(note)}'
+        shutil.copytree(finished[0], "result", dirs_exist_ok=True)
+        config = Path("result/config.json")
+        config.write_text(config.read_text().replace('"data_note": ""', settings))
+        assert note in config.read_text() or json.dumps(note)[1:-1] in config.read_text()
+        assert main(["plot", "result"]) == 0
 
 
 def test_plot_draws_the_same_picture_again(finished):

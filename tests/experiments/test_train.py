@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,9 +20,10 @@ import optax
 import pytest
 
 from experiments.cli import main
-from experiments.common import data
+from experiments.common import data, results
+from experiments.common.data import fingerprint, load_digits
 from experiments.common.errors import UserError
-from experiments.train import recorder
+from experiments.train import processes, recorder
 from experiments.train.batches import Batches, batch_indices, make_mesh
 from experiments.train.checkpoints import Checkpoints
 from experiments.train.networks import MODELS, NORMS, make_model
@@ -168,6 +170,87 @@ def test_other_settings_are_named(unfinished, capsys):
     assert error.count("\n") == 1 and "optimizer momentum there, adam here" in error
     assert "seed 0 there, 1 here" in error and "learning_rate 0.05 there, 0.001 here" in error
     assert "steps" not in error
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite", "--seed", "1"]])
+def test_a_folder_has_one_run_at_a_time(overwrite, unfinished, capsys):
+    before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
+    with results.alone(unfinished):
+        assert train(unfinished, *overwrite) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "another run is writing" in error
+    assert {p: p.read_bytes() for p in unfinished.rglob("*") if p.is_file()} == before
+    assert train(unfinished) == 0  # and is free when that one has ended
+
+
+@pytest.mark.parametrize("me", ["0", "1"])
+def test_a_process_that_waits_alone_ends_with_a_line(me, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "START_SECONDS", 0.5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"localhost:{free.getsockname()[1]}"
+    others = ["--num-processes", "2", "--process-id", me, "--coordinator", where]
+    assert train("run", *others) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "start all of them" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def other_data(out):
+    """The same command on images of another order, of which there are as many."""
+    settings = json.loads((out / "config.json").read_text())
+    settings["settings"]["images"] = "0" * 16
+    (out / "config.json").write_text(json.dumps(settings))
+
+
+def empty_metrics(out):
+    (out / "metrics.jsonl").write_text("")
+
+
+def altered_metrics(out):
+    lines = (out / "metrics.jsonl").read_text()
+    (out / "metrics.jsonl").write_text(lines.replace('"loss": 2', '"loss": 1', 1))
+
+
+def renamed_checkpoint(out):
+    shutil.rmtree(out / "checkpoints/24", ignore_errors=True)
+    (out / "checkpoints/20").rename(out / "checkpoints/12")
+    for step in (15, 16):
+        shutil.rmtree(out / f"checkpoints/{step}", ignore_errors=True)
+
+
+def checkpoint_of_another_run(out):
+    assert train("other", "--seed", "1") == 0
+    shutil.rmtree(out / "checkpoints/20")
+    shutil.copytree("other/checkpoints/20", out / "checkpoints/20")
+
+
+PARTED = {
+    other_data: "unfinished run of other settings (images 0000000000000000 there",
+    empty_metrics: "not the metrics that were there when 20 was saved",
+    altered_metrics: "not the metrics that were there when 20 was saved",
+    renamed_checkpoint: "checkpoints/12: is of step 20",
+    checkpoint_of_another_run: "checkpoints/20: is of a run with other settings or data",
+}
+
+
+@pytest.mark.parametrize("part", PARTED, ids=lambda part: part.__name__)
+def test_a_checkpoint_belongs_to_its_run(part, unfinished, capsys):
+    part(unfinished)
+    capsys.readouterr()
+    assert train(unfinished) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and PARTED[part] in error, error
+    assert not (unfinished / "summary.json").exists()
+
+
+def test_data_are_told_apart_by_images_labels_and_order():
+    data = load_digits()
+    flipped = data.train._replace(images=data.train.images[::-1])
+    relabelled = data.test._replace(labels=(data.test.labels + 1) % 10)
+    others = [data._replace(train=flipped), data._replace(test=relabelled)]
+    assert len({fingerprint(d) for d in (data, *others)}) == 3
+    assert fingerprint(load_digits()) == fingerprint(data)
 
 
 def test_other_files_are_never_replaced(unfinished, capsys):

@@ -20,8 +20,8 @@ WITHIN_SECONDS = 120
 PROMPT_SECONDS = 20  # a closed connection is noticed at once; a silent process takes 30 s
 
 
-def start(out, number, *args):
-    """Processes that train together; JAX gives each one device."""
+def start(out, number, *args, own=None):
+    """Processes that train together, with options of their own too; JAX gives each one device."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,7 +32,12 @@ def start(out, number, *args):
     half_written = "ignore:Error reading persistent compilation cache entry"
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": half_written}
     return [
-        subprocess.Popen([*command, "--process-id", str(i)], cwd=ROOT, env=environment, **pipes)
+        subprocess.Popen(
+            [*command, "--process-id", str(i), *(own[i] if own else [])],
+            cwd=ROOT,
+            env=environment,
+            **pipes,
+        )
         for i in range(number)
     ]
 
@@ -93,3 +98,13 @@ def test_an_error_of_process_0_is_told_by_all(finished, tmp_path):
     for _, error in printed:
         assert error.count("\n") == 1 and "(seed 0 there, 1 here)" in error, error
     assert json.loads(Path(tmp_path, "run/config.json").read_text())["settings"]["seed"] == 0
+
+
+def test_processes_of_different_settings_do_not_train(tmp_path):
+    processes = start(tmp_path / "run", 2, own=[["--norm", "none"], []])
+    codes, printed = finish(processes)
+    assert codes == [2, 2]
+    for _, error in printed:
+        assert error.count("\n") == 1, error
+        assert "(norm none on process 0, batch on process 1)" in error
+    assert not (tmp_path / "run").exists()

@@ -42,7 +42,7 @@ def draw(records: Sequence[Record], settings: AffineSettings) -> Figure:
     """What scale and shift are worth above; what they replace and undo below."""
     figure = Figure(figsize=(WIDTH_INCHES, 6.6), layout="constrained")
     grid = figure.add_gridspec(2, 5)
-    where = f"{settings.data_name}, {settings.seeds_in_words}"
+    where = f"{settings.data_label}, {settings.seeds_in_words}"
     draw_loss(figure.add_subplot(grid[0, :3]), records, f"training loss ({where})")
     draw_errors(figure.add_subplot(grid[0, 3:]), records, "test error, every seed")
     draw_bias(figure.add_subplot(grid[1, :3]), records, "a bias before batch norm does nothing")

@@ -88,7 +88,7 @@ def draw_descent(ax: Axes, records: Sequence[Record], settings: FeatureScalingSe
     ax.set_ylabel("loss above the least\n(1: that of zero weights)")
     ax.legend(loc="upper right", **OPAQUE)
     entitle(
-        ax, f"{settings.data_name}: geometric mean and range of {settings.seeds} pairs of pixels"
+        ax, f"{settings.data_label}: geometric mean and range of {settings.seeds} pairs of pixels"
     )
 
 

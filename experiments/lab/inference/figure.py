@@ -39,7 +39,7 @@ def draw(records: Sequence[Record], settings: InferenceSettings) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     _draw_training(left, records, settings)
     _draw_sizes(right, records)
-    entitle(left, f"in training on {settings.data_name}", "a")
+    entitle(left, f"in training on {settings.data_label}", "a")
     entitle(right, f"after training ({spread_over_seeds(settings)})", "b")
     headline(figure, "Running averages stand in for the batch at test time")
     return figure

@@ -99,4 +99,4 @@ def draw_gaps(ax: Axes, records: Sequence[Record], settings: RegularisationSetti
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.3 * (high - low))  # the legend goes above
     ax.legend(loc="upper left", **OPAQUE, ncols=2)
-    entitle(ax, f"gap in training on {settings.images:,} images of {settings.data_name}")
+    entitle(ax, f"gap in training on {settings.images:,} images of {settings.data_label}")

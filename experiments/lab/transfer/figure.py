@@ -56,7 +56,7 @@ def draw(records: Sequence[Record], settings: TransferSettings) -> Figure:
     headline(
         figure,
         "A pretrained model's statistics: freeze, adapt or train them\n"
-        f"({settings.data_name}, classes 0-4 to 5-9, {spread_over_seeds(settings)})",
+        f"({settings.data_label}, classes 0-4 to 5-9, {spread_over_seeds(settings)})",
     )
     return figure
 
