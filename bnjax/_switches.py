@@ -25,11 +25,13 @@ class Switches:
       affine: False stops the gradients of scale and bias.
       statistics: whether the running statistics are updated; None leaves it to layer and call.
       train: whether the batch normalises, or the running statistics; None leaves it to the call.
+      corrected: False has batch renorm normalise by the batch alone, as batch norm does.
     """
 
     affine: bool = True
     statistics: bool | None = None
     train: bool | None = None
+    corrected: bool = True
 
     def params(self, scale: Any, bias: Any) -> tuple[Any, Any]:
         """Scale and bias, held if they are to be."""

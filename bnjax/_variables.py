@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 from flax.core.meta import AxisMetadata
@@ -60,6 +61,17 @@ def with_switches(
     """Linen's variables with layers switched so, by path without collection, and no others."""
     flat = _entries(variables)
     return _to_variables(flat, flat, switches)
+
+
+def in_containers_of(old: Any, new: Any) -> Any:
+    """``new`` in the containers of ``old``, if both have leaves at the same paths.
+
+    Linen returns dicts where it was given a ``FrozenDict``; frozen layers are containers too.
+    """
+    found = jax.tree_util.tree_leaves_with_path(new)
+    if [path for path, _ in found] != [p for p, _ in jax.tree_util.tree_leaves_with_path(old)]:
+        return new
+    return jax.tree.unflatten(jax.tree.structure(old), [leaf for _, leaf in found])
 
 
 def name(path: Iterable[Any]) -> str:

@@ -40,6 +40,7 @@ from bnjax.core._devices import Sync, canonical_axis_name, devices
 from bnjax.core._moments import compact
 from bnjax.core._normalize import (
     affine,
+    as_params,
     check_complex,
     check_epsilon,
     expand_params,
@@ -271,6 +272,7 @@ def run(
         average_std=average_std,
         spread=spread,
     )
+    scale, bias = as_params(scale, bias)
     before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
     _check_fit(x, before, plan)
     train = check_switch("train", train)

@@ -12,6 +12,7 @@ import numpy as np
 from bnjax.core._axes import at_least_float32, compute_dtype, real_dtype, whole_number
 from bnjax.core._checks import as_dtype, check_switch, check_type, is_real, known_value
 from bnjax.core._moments import MeanVariance, Moments
+from bnjax.core._sharding import sharded_like
 
 MAKE_ONE = (
     "Make one with bnjax.init_batch_stats(num_features), or BatchStats(**d) of a restored dict."
@@ -195,14 +196,15 @@ def _move(
 
     The average is that of variances, or with ``epsilon`` that of ``sqrt(var + epsilon)``.
     """
-    stats = widened(stats)
+    like = jnp.asarray(moments.mean)
+    stats = BatchStats(*(sharded_like(v, like) for v in widened(stats)))
     # A Python bool where the count is known at trace time.
     valid = (moments.count > ddof) & bool(stats.mean.size)
     if skip_nonfinite:
         valid &= all_finite(moments)
     t = _updates_before(stats, decay) if debias or decay is None else stats.count
     weight = _choose(valid, _update_weight(t, decay, debias, stats.var.dtype), 0)
-    seen = jnp.any(valid) if t.ndim == 0 else jnp.broadcast_to(valid, t.shape)
+    seen = jnp.any(valid) if t.ndim == 0 else sharded_like(jnp.broadcast_to(valid, t.shape), t)
 
     def step(old, new):
         wide = compute_dtype(old.dtype, new.dtype)
@@ -310,6 +312,12 @@ def check_same_features(stats: BatchStats, moments: Moments) -> None:
             raise ValueError(
                 f"{name} has shape {shape}, but stats.mean has {want}: they must be of the same "
                 "features."
+            )
+    for name, count in (("stats.count", stats.count), ("moments.count", moments.count)):
+        if jnp.shape(count) not in ((), want):
+            raise ValueError(
+                f"{name} has shape {jnp.shape(count)}, but stats.mean has {want}: it must be a "
+                "scalar, or count each feature."
             )
 
 

@@ -58,6 +58,7 @@ def dataset_moments(batches: Iterable, *, axis: Axes = -1) -> Moments:
         own = batch if isinstance(batch, jax.Array) else np.array(batch)
         x = as_array(own, "each of batches")
         part = step(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32))
+        jax.block_until_ready(part)  # a JAX array may share the memory that is refilled, too
         if total is not None and part.mean.shape != total.mean.shape:
             raise ValueError(
                 f"batch {number} has features of shape {part.mean.shape}, those before "

@@ -60,7 +60,7 @@ from bnjax.core._axes import (
 )
 from bnjax.core._checks import as_array, check_choice
 from bnjax.core._devices import Pool, canonical_axis_name, merged_sets
-from bnjax.core._normalize import check_epsilon, expand_params
+from bnjax.core._normalize import as_params, check_epsilon, expand_params
 from bnjax.core._sharding import cuttable, sharded_like
 from bnjax.core._standardize import Rule, standardize
 from bnjax.core._warn import warn
@@ -344,6 +344,7 @@ def _apply(
     if about_mean and size_of(x.shape, reduced) * merged_sets(sync) == 1:
         _report_single_value(single_value, x.shape, reduced)
     kept = canonical_axes(kept, x.ndim, "param_axes")
+    scale, bias = as_params(scale, bias)
     return _norm(x, scale, bias, check_mask(mask, x), kept, rule)
 
 

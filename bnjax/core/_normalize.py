@@ -132,6 +132,12 @@ def check_epsilon(epsilon) -> float:
     return value
 
 
+def as_params(scale, bias):
+    """``scale`` and ``bias`` (or None) as arrays, or an error that names them."""
+    scale = None if scale is None else as_array(scale, "scale")
+    return scale, None if bias is None else as_array(bias, "bias")
+
+
 def expand_params(scale, bias, shape, kept, dtype, names=("scale", "bias")):
     """``scale`` and ``bias`` (or None) ready to broadcast against an array of ``shape``."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def owned(batch: Any) -> Any:
-    """``batch`` with a copy of each NumPy array in it; JAX's arrays, which cannot change, as is.
+    """``batch`` with a copy of each NumPy array in it; JAX's own arrays as they are.
 
     A loader may refill one buffer for the next batch. JAX reads NumPy arrays after the call that
     got them has returned, and on a CPU takes their memory for its own, ``jnp.array(copy=True)``

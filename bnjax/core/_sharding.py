@@ -19,10 +19,13 @@ def spec_of(v: jax.Array) -> tuple:
 
 
 def sharded_like(v, like):
-    """``v`` in the sharding of ``like``, an array of the same shape, where both have one."""
+    """``v`` in the sharding of ``like``, an array of the same shape, where that has one.
+
+    An array that was made outside of the mesh is whole on every device of it.
+    """
     to = jax.typeof(like).sharding
-    known = not (to.mesh.empty or jax.typeof(v).sharding.mesh.empty)
-    if not known or jnp.shape(v) != jnp.shape(like) or spec_of(v) == spec_of(like):
+    v = jnp.asarray(v)
+    if to.mesh.empty or v.shape != jnp.shape(like) or spec_of(v) == spec_of(like):
         return v
     return jax.reshard(v, jax.NamedSharding(to.mesh, jax.P(*spec_of(like))))
 

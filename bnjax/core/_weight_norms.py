@@ -21,7 +21,7 @@ from bnjax.core._axes import (
     whole_number,
 )
 from bnjax.core._checks import as_array, as_dtype, check_switch, check_type
-from bnjax.core._normalize import check_epsilon, expand_params
+from bnjax.core._normalize import as_params, check_epsilon, expand_params
 from bnjax.core._sharding import sharded_like
 from bnjax.core._standardize import Rule, standardize
 from bnjax.core._statistics import abs_sq
@@ -61,6 +61,7 @@ def weight_norm(w, scale, *, axis: Axes | None = -1, epsilon: float = 1e-12) -> 
     w = as_array(w, "w")
     check_inexact(w, "w")
     kept = () if axis is None else canonical_axes(axis, w.ndim, "axis")
+    scale, _ = as_params(scale, None)
     return _weight_norm(w, scale, kept, check_epsilon(epsilon))
 
 
@@ -259,6 +260,7 @@ def weight_standardize(w, gain=None, *, axis: Axes = -1, epsilon: float = 1e-5) 
     check_inexact(w, "w")
     kept = canonical_axes(axis, w.ndim, "axis")
     rule = Rule(other_axes(kept, w.ndim), check_epsilon(epsilon), w.dtype)
+    gain = None if gain is None else as_array(gain, "gain")
     return _weight_standardize(w, gain, kept, rule)
 
 

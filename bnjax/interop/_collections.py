@@ -142,6 +142,12 @@ def _variables_of_training(flat: Flat) -> Flat:
     inside = _below(flat, places[0])
     if len(_layers(flat, TORCH)) > len(_layers(inside, TORCH)):
         return flat  # a model of torch, some layer of which is called params and counts
+    # What is left out is of the state. Outside of it may lie a configuration, or a position in the
+    # data, in whole numbers; other arrays are weights.
+    state = min((c for c in counted if places[0][: len(c)] == c), key=len)
+    outside = [leaf.array for path, leaf in flat.items() if path[: len(state)] != state]
+    if any(np.ndim(array) and array.dtype.kind not in "biu" for array in outside):
+        _refuse_several(flat, places)
     return {path: leaf for path, leaf in inside.items() if path[0] in COLLECTIONS and path[1:]}
 
 

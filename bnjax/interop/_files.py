@@ -62,7 +62,8 @@ def load_variables(
     Every array comes back or is named in an error, but for these:
 
     - of a training state, which has a whole number called ``step`` or ``epoch`` beside the
-      variables or above them, all that is not in its ``params`` or ``batch_stats``;
+      variables or above them, all that is not in its ``params`` or ``batch_stats``; and what lies
+      outside of it in whole numbers, such as a position in the data;
     - the folder ``opt_state`` beside a model, unless the file has torch's names;
     - what ``ignore`` leaves out, and what is no number.
 

@@ -122,13 +122,14 @@ class BatchNorm(nn.Module):
         shape = tuple(x.shape[a] for a in canonical_axes(self.axis, x.ndim, "axis"))
         scale = self._param("scale", self.use_scale, self.scale_init, shape)
         bias = self._param("bias", self.use_bias, self.bias_init, shape)
+        # There only where bnjax.surgery.freeze has put them; to be read before anything is written.
+        switches = self.get_variable("batch_stats", "switches") or AS_CALLED
         variables, stats = self._batch_stats(shape)
         pending = pending_update(self)
         state = stats if pending is None else pending.value
         initializing = self.is_initializing()
-        # There only where bnjax.surgery.freeze has put them.
-        switches = self.get_variable("batch_stats", "switches") or AS_CALLED
-        y, new = self._normalize(
+        normalize: Any = self._normalize if switches.corrected else batch_norm
+        y, new = normalize(
             x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32),
             *switches.params(scale, bias),
             state,
@@ -157,12 +158,16 @@ class BatchNorm(nn.Module):
                 pending.value = new
             after = new.after if isinstance(new, PendingUpdate) else new
             for name, variable in variables.items():
-                value = getattr(after, name)
-                # An open update counts each feature where the statistics came without a counter.
-                variable.value = (
-                    value if name != "count" or jnp.ndim(variable.value) else value.max()
-                )
+                variable.value = self._stored(name, getattr(after, name), variable.value)
         return y
+
+    @nn.nowrap
+    def _stored(self, name, new, old):
+        """A new statistic as its variable holds it."""
+        if name == "count":
+            # An open update counts each feature where the statistics came without a counter.
+            return new if jnp.ndim(old) else new.max()
+        return new if self.force_float32_reductions else new.astype(old.dtype)
 
     @nn.nowrap
     def _normalize(self, *args, **options):

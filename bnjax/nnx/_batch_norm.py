@@ -166,7 +166,8 @@ class BatchNorm(nnx.Module):
         pending = getattr(self, "pending", None)
         state = stats if pending is None else pending.get_value()
         x, scale, bias, dtype = self._promoted(as_array(x, "x"), stats)
-        y, new = self._normalize(
+        normalize: Any = self._normalize if self.switches.corrected else batch_norm
+        y, new = normalize(
             x,
             *self.switches.params(scale, bias),
             state,

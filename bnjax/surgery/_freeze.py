@@ -39,7 +39,8 @@ def freeze(
 
     Works on :class:`bnjax.linen.BatchNorm`, :class:`bnjax.nnx.BatchNorm` and their batch renorm.
     Flax's own layers do not read the switches: training one with frozen variables is an error,
-    and ``swap(model, variables, "frozen")`` freezes it.
+    and ``swap(model, variables, "frozen")`` freezes it. (In evaluation there is nothing to notice:
+    it computes what a frozen layer does, but its scale and bias have gradients.)
 
     The switches are a part of the tree's structure, at the layer's place in ``batch_stats``, and
     add no leaf: ``apply`` with ``mutable=["batch_stats"]`` hands them on, and a jitted step that

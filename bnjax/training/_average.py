@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from bnjax._variables import in_containers_of
+
 V = TypeVar("V")
 
 
@@ -62,8 +64,4 @@ def average_variables(average: V, variables: Any, step_size: float | jax.Array) 
             return new
         return old + jnp.asarray(step_size, old.dtype) * (jnp.asarray(new, old.dtype) - old)
 
-    old, tree = jax.tree_util.tree_flatten_with_path(average)
-    new = dict(jax.tree_util.tree_leaves_with_path(variables))
-    if [path for path, _ in old] != list(new):
-        return jax.tree.map(move, average, variables)  # which says where the trees differ
-    return jax.tree.unflatten(tree, [move(leaf, new[path]) for path, leaf in old])
+    return jax.tree.map(move, average, in_containers_of(average, variables))

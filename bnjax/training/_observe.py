@@ -71,7 +71,8 @@ def gather(step: Step, variables: Any, batches: Iterable) -> tuple[dict[str, Mom
     """Merged moments of all ``batches``, and how many batches there were."""
     total, part, number = None, None, 0
     for number, batch in enumerate(batches, 1):  # noqa: B007 (used after the loop)
-        part = step(variables, owned(batch))
+        # Until it has been read: a loader may refill what a JAX array shares with NumPy, too.
+        part = jax.block_until_ready(step(variables, owned(batch)))
         total = part if total is None else {n: merge_in_float64(total[n], part[n]) for n in part}
     if total is None:
         raise ValueError("batches is empty: there are no data to take statistics of.")

@@ -20,7 +20,7 @@ from bnjax.training._observe import Step, compiled_observer, frozen, gather, tit
 V = TypeVar("V")
 
 EVALUATE = Switches(statistics=False, train=False)
-BY_BATCH = Switches(statistics=True, train=True)
+BY_BATCH = Switches(statistics=True, train=True, corrected=False)
 BY_RUNNING = Switches(statistics=True, train=False)
 
 
@@ -203,12 +203,19 @@ def _fresh(flat: Flat, chosen: list[Path], moments: dict[str, Moments], batches:
         for name, value in {"mean": m.mean, "var": m.var(), "count": batches}.items():
             leaf = ("batch_stats", *path, name)
             if leaf in flat:
-                seen = np.asarray(m.count) > 0
-                seen = seen if np.ndim(flat[leaf]) else seen.any()  # one count of all features
+                seen = _seen(m, np.shape(flat[leaf]))
                 with np.errstate(over="ignore"):  # half precision; told in the end
                     new = np.where(seen, value, flat[leaf]).astype(flat[leaf].dtype)
                 fresh[leaf] = jnp.asarray(new)
     return fresh
+
+
+def _seen(moments: Moments, shape: tuple[int, ...]) -> Any:
+    """Which entries of a leaf data have reached: of each feature, or of each of stacked layers."""
+    seen = np.asarray(moments.count) > 0
+    if seen.shape[: len(shape)] == shape:
+        return seen.any(tuple(range(len(shape), seen.ndim)))
+    return seen.any(tuple(range(seen.ndim - len(shape))))  # layers on the last axis
 
 
 def _check_finite(flat: Flat, chosen: list[Path], moments: dict[str, Moments]):

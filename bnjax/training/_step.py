@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bnjax._variables import in_containers_of
 from bnjax.training._begin_update import closed, opened
 
 Metrics = dict[str, jax.Array]
@@ -93,7 +94,7 @@ def train_step(
         loss, (collections, metrics) = loss_fn(params, collections, batch, True)
         return _mean(loss, axis_name), (collections, _mean(metrics, axis_name))
 
-    _check_state(state)
+    _check_state(state, "params", "apply_gradients", "replace")
     grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
     if micro_batches == 1:
         collections = {"batch_stats": _stats(state)}
@@ -129,12 +130,13 @@ def eval_step(state: Any, batch: Any, loss_fn: LossFn, *, axis_name: Any = None)
 
     Source: Ioffe & Szegedy (2015), Algorithm 2, lines 8-11.
     """
+    _check_state(state, "params")
     loss, (_, metrics) = loss_fn(state.params, {"batch_stats": _stats(state)}, batch, False)
     return _mean({"loss": loss, **metrics}, axis_name)
 
 
-def _check_state(state):
-    lacking = [n for n in ("params", "apply_gradients", "replace") if not hasattr(state, n)]
+def _check_state(state, *names):
+    lacking = [name for name in names if not hasattr(state, name)]
     if lacking:
         raise TypeError(
             f"state must be a bnjax.training.TrainState, or one of Flax with a field batch_stats, "
@@ -152,7 +154,7 @@ def _field(state, batch_stats) -> dict[str, Any]:
     """The new running statistics as a field of the state."""
     if hasattr(state, "batch_stats"):
         nothing = state.batch_stats is None and not jax.tree.leaves(batch_stats)
-        return {"batch_stats": None if nothing else batch_stats}
+        return {"batch_stats": None if nothing else in_containers_of(_stats(state), batch_stats)}
     if jax.tree.leaves(batch_stats):
         raise TypeError(
             f"loss_fn returns batch_stats, for which {type(state).__name__} has no field: they "

@@ -69,7 +69,7 @@ def read_seconds(folder: Path) -> float:
     """How long a run took, the one thing in its summary.json that cannot be judged again."""
     path = folder / results.SUMMARY
     seconds = _read(path).get("seconds")
-    if not _is_like(seconds, 1.0) or seconds < 0:
+    if not isinstance(seconds, int | float) or not _is_like(seconds, 1.0) or seconds < 0:
         raise UserError(f"{path}: seconds is {_shown(seconds)}")
     return seconds
 

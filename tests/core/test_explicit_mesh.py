@@ -160,3 +160,25 @@ def test_jax_28538_moments_of_sharded_batches_of_a_data_set(mesh, arguments):
     x = arguments[0]
     batches = [on(mesh, x, P("i", None, "j"))] * 3
     agree(bnjax.dataset_moments(batches), bnjax.dataset_moments([x] * 3))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["statistics", "pending", "counts"])
+def test_jax_28538_statistics_made_outside_of_the_mesh(kind, masked):
+    x = np.random.default_rng(0).normal(size=(4, 6, 8)).astype(np.float32)
+    stats = bnjax.init_batch_stats(8)
+    if kind == "counts":
+        stats = stats._replace(count=jnp.zeros(8, jnp.int32))
+    state = bnjax.begin_update(stats) if kind == "pending" else stats
+
+    @jax.jit
+    def step(x, state):
+        mask = x > -1 if masked else None
+        return bnjax.batch_norm(x, None, None, state, train=True, mask=mask, debias=True)
+
+    want = step(x, state)
+    mesh = jax.make_mesh((2, 2), ("i", "j"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        got = step(jax.device_put(x, jax.P("i", None, "j")), state)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

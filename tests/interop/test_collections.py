@@ -209,3 +209,18 @@ def test_an_array_called_checksum_is_an_array(write, tmp_path):
     path = tmp_path / "file.npz"
     write(path, **arrays) if write is np.savez else write(arrays, path)
     assert load_variables(path)["params"].keys() == {"checksum", "w"}
+
+
+@pytest.mark.parametrize("beside", ["ema", "head"])
+def test_basicsr_253_what_lies_outside_of_a_training_state_is_not_lost(beside, tmp_path):
+    stats = {"mean": np.zeros(2), "var": np.ones(2)}
+    model = {"params": {"bn": {"scale": np.ones(2)}}, "batch_stats": {"bn": stats}}
+    state = model | {"step": np.int32(3), "opt_state": {"0": {"mu": np.zeros(2)}}}
+    path = tmp_path / "file.msgpack"
+    path.write_bytes(flax.serialization.msgpack_serialize({"state": state}))
+    assert set(load_variables(path)) == {"params", "batch_stats"}
+    both = {"state": state, beside: {"kernel": np.ones(2)}}
+    path.write_bytes(flax.serialization.msgpack_serialize(both))
+    with pytest.raises(ValueError, match=f"would be lost {beside}/kernel.*ignore="):
+        load_variables(path)
+    assert set(load_variables(path, ignore=f"^{beside}/")) == {"params", "batch_stats"}

@@ -242,6 +242,25 @@ def test_keras_12470_a_partly_frozen_model_is_saved_converted_averaged_and_folde
     assert not trained(dropped.variables)["norm1"]["scale"]
 
 
+@pytest.mark.parametrize(
+    "norm",
+    [
+        bnjax.linen.BatchNorm(False, debias=True),
+        bnjax.linen.BatchNorm(False, momentum=None),
+        bnjax.linen.BatchRenorm(False),
+    ],
+)
+def test_yolov5_459_a_frozen_layer_may_lack_the_counter_that_its_module_keeps(norm):
+    start = norm.init(jax.random.key(0), X)
+    stats = {"mean": jnp.full(4, 5.0), "var": jnp.full(4, 9.0)}
+    frozen = freeze(start | {"batch_stats": stats})
+    y, new = norm.apply(frozen, X, mutable=["batch_stats"])
+    assert not moved(stats, new["batch_stats"])
+    np.testing.assert_allclose(y, (X - 5) / np.sqrt(9 + norm.epsilon), rtol=1e-5, atol=1e-6)
+    following = freeze(start | {"batch_stats": stats}, statistics=False)
+    assert moved(stats, norm.apply(following, X, mutable=["batch_stats"])[1]["batch_stats"])
+
+
 def test_a_layer_that_does_not_read_the_switches_does_not_train_on_in_silence():
     class Flax(nn.Module):
         @nn.compact

@@ -317,8 +317,9 @@ def test_what_cannot_be_recalibrated_is_said():
 
 
 # Home-made loaders refill one buffer for each batch, and JAX reads it asynchronously.
+@pytest.mark.parametrize("wrap", [np.asarray, jnp.asarray])  # which may share the memory
 @pytest.mark.parametrize("function", [recalibrate, adapt])
-def test_a_loader_that_refills_one_buffer(function):
+def test_a_loader_that_refills_one_buffer(function, wrap):
     data = np.random.default_rng(0).normal(size=(4, 50_000, 10)).astype(np.float32)
     data *= np.arange(1, 5, dtype=np.float32)[:, None, None]
 
@@ -326,7 +327,7 @@ def test_a_loader_that_refills_one_buffer(function):
         buffer = np.empty_like(data[0])
         for batch in data:
             buffer[:] = batch
-            yield [{"x": buffer}]
+            yield [{"x": wrap(buffer)}]
 
     norm = bnjax.linen.BatchNorm(True)
     variables = norm.init(jax.random.key(0), data[0])
@@ -334,6 +335,57 @@ def test_a_loader_that_refills_one_buffer(function):
         new = function(norm, variables, loader(), call=lambda model, batch: model(batch[0]["x"]))
         expected = data.reshape(-1, 10).var(0, dtype=float)
         np.testing.assert_allclose(new["batch_stats"]["var"], expected, rtol=1e-5)
+
+
+NORMS = {
+    "debiased": functools.partial(bnjax.linen.BatchNorm, True, debias=True),
+    "averaged": functools.partial(bnjax.linen.BatchNorm, True, momentum=None),
+    "renorm": functools.partial(bnjax.linen.BatchRenorm, True),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_layers_under_a_scan_keep_a_count_each(norm, axis):
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return norm()(2 * x + 1), None
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            axes = {"params": axis, "batch_stats": 0}
+            scan = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=2)
+            return scan()(x, None)[0]
+
+    variables = Stack().init(jax.random.key(0), DATA[:4])
+    for options in ({}, {"layer_by_layer": True}):
+        new = recalibrate(Stack(), variables, [DATA[:8], DATA[8:12]], **options)
+        (stats,) = jax.tree.leaves(new["batch_stats"], is_leaf=lambda v: "count" in v)
+        np.testing.assert_array_equal(stats["count"], [2, 2])
+        np.testing.assert_allclose(stats["mean"][0], (2 * DATA[:12] + 1).mean(0), rtol=1e-5)
+    adapt(Stack(), variables, [DATA[:8]], weight=0.5)
+
+
+@pytest.mark.parametrize("renorm", [bnjax.linen.BatchRenorm, bnjax.nnx.BatchRenorm])
+def test_batch_renorm_normalises_by_the_batch_meanwhile(renorm):
+    def stats_of(cls):
+        if cls.__module__.startswith("bnjax.nnx"):
+            make = functools.partial(
+                cls, DATA.shape[-1], use_running_average=True, rngs=nnx.Rngs(0)
+            )
+            graph, state = nnx.split(nnx.Sequential(*(make() for _ in range(2))))
+            flat, _ = _variables.flatten(recalibrate(graph, state, [DATA]))
+        else:
+            model = nn.Sequential([cls(True), cls(True)])
+            variables = model.init(jax.random.key(0), DATA)
+            flat, _ = _variables.flatten(recalibrate(model, variables, [DATA]))
+        return [v for path, v in flat.items() if path[-1] in ("mean", "var")]
+
+    plain = (bnjax.nnx if "nnx" in renorm.__module__ else bnjax.linen).BatchNorm
+    for got, want in zip(stats_of(renorm), stats_of(plain), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 # pytorch#70901: element counts kept in the dtype of half-precision statistics.

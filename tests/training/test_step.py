@@ -65,6 +65,22 @@ def close(got, want, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=rtol, atol=atol), got, want)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_state_of_frozen_dicts_stays_one(micro_batches):
+    norm, x = bnn.BatchNorm(momentum=0.9), jnp.arange(12.0).reshape(4, 3)
+
+    def loss_fn(params, collections, batch, train):
+        variables = {"params": params, **collections}
+        y, new = norm.apply(variables, batch, not train, mutable=list(collections))
+        return jnp.mean(y**2), (new, {})
+
+    variables = nn.FrozenDict(norm.init(jax.random.key(0), x, True))
+    state = TrainState.create(**variables, tx=optax.sgd(0.1))
+    new, _ = train_step(state, x, loss_fn, micro_batches=micro_batches, skip_nonfinite=True)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    np.testing.assert_allclose(new.batch_stats["mean"], 0.1 * x.mean(0), rtol=1e-5)
+
+
 def test_a_step_is_what_one_would_write_by_hand():
     state, batch = start(), data()
 
