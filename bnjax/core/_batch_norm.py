@@ -31,9 +31,8 @@ from bnjax.core._batch_stats import (
     BatchStats,
     check_ddof,
     check_decay,
+    move,
     never_updated,
-    update_by_std,
-    update_by_var,
 )
 from bnjax.core._checks import as_array, check_choice, check_switch, check_type
 from bnjax.core._devices import Sync, canonical_axis_name, devices
@@ -392,8 +391,7 @@ def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
 
 def _update_of(batch_stats, plan: _Plan) -> Callable[..., Any]:
     """The function that updates ``batch_stats``."""
-    by_std = functools.partial(update_by_std, epsilon=plan.epsilon)
-    update = by_std if plan.average_std else update_by_var
+    update = functools.partial(move, epsilon=plan.epsilon if plan.average_std else None)
     pending = isinstance(batch_stats, PendingUpdate)
     return functools.partial(add_to_update, update) if pending else update
 

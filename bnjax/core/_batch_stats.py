@@ -155,46 +155,16 @@ def update_batch_stats(
     check_same_features(stats, moments)
     check_switch("debias", debias)
     check_switch("skip_nonfinite", skip_nonfinite)
-    return update_by_var(
-        stats, moments, decay=decay, ddof=ddof, debias=debias, skip_nonfinite=skip_nonfinite
-    )
+    return move(stats, moments, None, decay, ddof, debias, skip_nonfinite)
 
 
-def update_by_var(
-    stats: BatchStats, moments: MeanVariance | Moments, *, decay, ddof, debias, skip_nonfinite
+def move(
+    stats: BatchStats, moments: MeanVariance | Moments, epsilon, decay, ddof, debias, skip_nonfinite
 ) -> BatchStats:
-    """:func:`update_batch_stats` of what has been checked."""
-    return _move(stats, moments, moments.var(ddof), None, decay, ddof, debias, skip_nonfinite)
+    """:func:`update_batch_stats` of what has been checked.
 
-
-def update_by_std(
-    stats: BatchStats,
-    moments: MeanVariance | Moments,
-    *,
-    epsilon,
-    decay,
-    ddof,
-    debias,
-    skip_nonfinite,
-) -> BatchStats:
-    """The same, but averaging ``sqrt(var + epsilon)`` as batch renorm does."""
-    var = moments.var(ddof)
-    return _move(stats, moments, var, epsilon, decay, ddof, debias, skip_nonfinite)
-
-
-def _move(
-    stats: BatchStats,
-    moments: MeanVariance | Moments,
-    var,
-    epsilon,
-    decay,
-    ddof,
-    debias,
-    skip_nonfinite,
-) -> BatchStats:
-    """``stats`` after an update by the mean of ``moments`` and ``var``.
-
-    The average is that of variances, or with ``epsilon`` that of ``sqrt(var + epsilon)``.
+    What is averaged is the variance, or with ``epsilon`` its root, ``sqrt(var + epsilon)``, as
+    batch renorm has it.
     """
     like = jnp.asarray(moments.mean)
     stats = BatchStats(*(sharded_like(v, like) for v in widened(stats)))
@@ -215,8 +185,9 @@ def _move(
         moved = o + w * (n - o)
         return moved if jnp.iscomplexobj(new) else moved.astype(old.dtype)
 
+    var = moments.var(ddof)
     if epsilon is None:
-        var = step(stats.var, var)
+        var = step(stats.var, jnp.asarray(var))
     else:
         std = step(jnp.sqrt(stats.var + epsilon), jnp.sqrt(var + epsilon))
         # The root and the square leave a rounding error, even where nothing moved.
