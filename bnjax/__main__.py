@@ -92,9 +92,9 @@ def _inspect(options: argparse.Namespace) -> int:
             options.checkpoint, ignore=options.ignore, max_bytes=options.max_bytes
         )
         found = report(variables, decay=options.decay, steps=options.steps, epsilon=options.epsilon)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         name = str(options.checkpoint)
-        raise error if name in str(error) else ValueError(f"{name}: {error}") from error
+        raise error if name in str(error) else type(error)(f"{name}: {error}") from error
     _print(found, optional("rich.console").Console())
     if options.figure is not None:
         found.figure().savefig(options.figure, dpi=150)

@@ -196,8 +196,10 @@ def load_torch(path: str | Path, *, max_bytes: int | None = None) -> dict[str, A
     Source: ``torch.load(weights_only=True)``, which in its errors advises to switch that off.
     """
     path = Path(path)
-    limit = limit_of(max_bytes, path)
+    if path.exists():
+        limit_of(max_bytes, path)  # refuses what is no file, before it is opened
     torch = None if _is_safetensors(path) else optional("torch", "torch")
+    limit = limit_of(max_bytes, path)
     try:
         if torch is None:
             return {name: leaf for (name,), leaf in read_safetensors(path, max_bytes).items()}
