@@ -294,9 +294,10 @@ def group_norm(
         sync = sync._replace(pool=Pool(channel, size))
         return _apply(x, scale, bias, positions, channel, mask, sync, epsilon, dtype, single_value)
 
+    scale, bias = as_params(scale, bias)
     for v, name in ((scale, "scale"), (bias, "bias")):
-        if v is not None and jnp.ndim(as_array(v, name)):
-            check_features(jnp.shape(v), x.shape, (channel,), name)
+        if v is not None and v.ndim:
+            check_features(v.shape, x.shape, (channel,), name)
 
     def split(v):
         """The channel axis as groups and members."""
@@ -305,7 +306,7 @@ def group_norm(
         at = channel if jnp.ndim(v) == x.ndim else 0
         whole = jnp.shape(v)[at] == channels  # a mask may have size 1 there
         cut = (num_groups, size) if whole else (1, 1)
-        v = cuttable(jnp.asarray(v), at, cut[0])
+        v = cuttable(v, at, cut[0])
         return v.reshape(*v.shape[:at], *cut, *v.shape[at + 1 :])
 
     members, both = (channel + 1,), (channel, channel + 1)

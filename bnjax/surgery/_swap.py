@@ -165,7 +165,7 @@ def _fit(cls, options, flat: Flat, path: Path) -> tuple[Replace, Flat]:
     settings = {n: v for n, v in uses.items() if n in _arguments(cls)} | options
     leaves = _fresh(cls, settings, mean.shape[0])
     for leaf, value in old.items():
-        # All that running statistics consist of, a count or switches among them.
+        # All that running statistics consist of, a count among them.
         if leaf in leaves or (leaf[0] == "batch_stats" and _has_statistics(cls)):
             leaves[leaf] = value
     if ("batch_stats", "count") in leaves and ("batch_stats", "count") not in old:
