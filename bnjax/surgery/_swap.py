@@ -168,9 +168,6 @@ def _fit(cls, options, flat: Flat, path: Path) -> tuple[Replace, Flat]:
         # All that running statistics consist of, a count among them.
         if leaf in leaves or (leaf[0] == "batch_stats" and _has_statistics(cls)):
             leaves[leaf] = value
-    if ("batch_stats", "count") in leaves and ("batch_stats", "count") not in old:
-        # The statistics have seen data, nobody knows how often.
-        leaves["batch_stats", "count"] = jnp.ones((), jnp.int32)
     return Replace(cls, settings), leaves
 
 

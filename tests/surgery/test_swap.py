@@ -163,7 +163,29 @@ def test_flax_to_bnjax_goes_on_with_the_statistics():
     swapped_plain = swap(model, variables, bnjax.linen.BatchNorm)
     z, others = jax.jit(lambda v: swapped_plain.model.apply(v, X, **options))(variables)
     close((y, updates), (z, others), atol=1e-4)
-    assert swapped.variables["batch_stats"]["block1"]["bn1"]["count"] == 1
+    # Trained, nobody knows how often.
+    assert swapped.variables["batch_stats"]["block1"]["bn1"]["count"] == 0
+
+
+# https://github.com/ultralytics/yolov5/issues/459
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_yolov5_459_statistics_swapped_into_a_norm_that_counts_are_not_overwritten(kind):
+    old = {"mean": jnp.array([5.0]), "var": jnp.array([9.0])}
+    batch = jnp.full((8, 1), -50.0)
+    if kind == "linen":
+        variables = {"params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}, "batch_stats": old}
+        new = swap(nn.BatchNorm(False), variables, bnjax.linen.BatchNorm, debias=True)
+        _, updates = new.model.apply(new.variables, batch, mutable=["batch_stats"])
+        mean = updates["batch_stats"]["mean"]
+    else:
+        norm = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+        norm.mean.set_value(old["mean"])
+        norm.var.set_value(old["var"])
+        new = swap(*nnx.split(norm), bnjax.nnx.BatchNorm, debias=True)
+        norm = nnx.merge(new.model, new.variables)
+        norm(batch)
+        mean = norm.mean.get_value()
+    np.testing.assert_allclose(mean, 4.45, rtol=1e-5)  # 0.99 · 5 − 0.01 · 50
 
 
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
