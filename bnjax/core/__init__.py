@@ -9,17 +9,13 @@ from bnjax.core._batch_renorm import batch_renorm
 from bnjax.core._batch_stats import BatchStats, init_batch_stats, update_batch_stats
 from bnjax.core._checkpoint import save_norm_statistics
 from bnjax.core._dataset_moments import dataset_moments
-from bnjax.core._feature_norms import group_norm, instance_norm, layer_norm, rms_norm
+from bnjax.core._feature_norms import instance_norm, layer_norm, rms_norm
+from bnjax.core._group_norm import group_norm
 from bnjax.core._moments import Moments, merge, moments
 from bnjax.core._normalize import normalize, scale_shift
 from bnjax.core._pending_update import PendingUpdate, begin_update
-from bnjax.core._weight_norms import (
-    SpectralState,
-    init_spectral_norm,
-    spectral_norm,
-    weight_norm,
-    weight_standardize,
-)
+from bnjax.core._spectral_norm import SpectralState, init_spectral_norm, spectral_norm
+from bnjax.core._weight_norms import weight_norm, weight_standardize
 
 __all__ = [
     "BatchStats",

@@ -2,73 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-import numbers
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
-
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
 
-from bnjax.core._axes import (
-    Axes,
-    canonical_axes,
-    check_features,
-    check_inexact,
-    check_mask,
-    compute_dtype,
-    expand,
-    other_axes,
-    output_dtype,
-    real_dtype,
-    size_of,
-    whole_number,
-)
-from bnjax.core._batch_stats import (
-    MAKE_ONE,
-    BatchStats,
-    check_ddof,
-    check_decay,
-    move,
-    never_updated,
-)
-from bnjax.core._checks import as_array, check_choice, check_switch, check_type
-from bnjax.core._devices import Sync, canonical_axis_name, devices
-from bnjax.core._moments import compact
-from bnjax.core._normalize import (
-    affine,
-    as_params,
-    check_complex,
-    check_epsilon,
-    expand_params,
-    inverse_std,
-)
-from bnjax.core._pending_update import PendingUpdate, add_to_update
-from bnjax.core._sharding import sharded_like
-from bnjax.core._spread import standardize_by_spread
-from bnjax.core._standardize import Correction, Rule, standardize_batches, virtual_batches
-from bnjax.core._statistics import Statistics, known_count, statistics
-from bnjax.core._warn import warn
-
-SingleValue = Literal["error", "warn", "allow", "running"]
-Unseen = Literal["warn", "nan", "allow"]
-Spread = Literal["std", "l1", "linf"]
+from bnjax.core._axes import Axes, other_axes
+from bnjax.core._batch_stats import update_for
+from bnjax.core._checks import as_inexact, canonical_axes
+from bnjax.core._merge import AxisName, IndexGroups
+from bnjax.core._programs import SingleValue, State, Unseen, mode_for, run
+from bnjax.core._rule import inputs_for, rule_for
 
 
 def batch_norm(
-    x,
-    scale,
-    bias,
-    batch_stats: BatchStats | PendingUpdate,
+    x: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    batch_stats: State,
     *,
     train: bool,
     decay: float | jax.Array | None = 0.99,
     epsilon: float = 1e-5,
     axis: Axes = -1,
-    mask=None,
-    axis_name=None,
+    mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
     ddof: int = 0,
     debias: bool = False,
     virtual_batch_size: int | None = None,
@@ -76,10 +32,9 @@ def batch_norm(
     skip_nonfinite: bool = False,
     single_value: SingleValue = "error",
     unseen: Unseen = "warn",
-    dtype=None,
-    axis_index_groups=None,
-    spread: Spread = "std",
-) -> tuple[jax.Array, BatchStats | PendingUpdate]:
+    dtype: DTypeLike | None = None,
+    axis_index_groups: IndexGroups | None = None,
+) -> tuple[jax.Array, State]:
     r"""Normalise each feature of ``x`` over the batch, or by running statistics.
 
     .. math::
@@ -120,8 +75,8 @@ def batch_norm(
       batch_stats: running statistics, from :func:`bnjax.init_batch_stats`; or a
         :class:`bnjax.PendingUpdate` of them, where several batches make one update.
       train: True to normalise by the batch, False by ``batch_stats``. A Python bool.
-      decay: weight of the old running value; None averages all updates. For a schedule pass a
-        scalar array, perhaps traced: each new Python number compiles a new program.
+      decay: weight of the old running value; None averages all updates. A number, or for a
+        schedule a scalar array, perhaps traced: both are the same program.
       epsilon: added to the variance, in units of ``x`` squared. With 0, a constant feature gives
         NaN in training, and one of running variance 0 in evaluation.
       axis: the feature axis or axes, which are *kept*: -1 for NHWC and (N, F), 1 for NCHW and
@@ -153,9 +108,6 @@ def batch_norm(
       dtype: dtype of ``y``; that of ``x`` unless given.
       axis_index_groups: groups of indices of ``axis_name`` to merge separately, where JAX
         supports them (``jax.pmap``, unchecked ``shard_map``); elsewhere name a mesh axis.
-      spread: what the deviations are divided by: "std"; "l1", their mean absolute value; or
-        "linf", the largest. The running ``var`` is then its square. Neither is merged over
-        devices or virtual batches.
 
     Returns:
       ``(y, batch_stats)``: ``y`` of the shape of ``x``; statistics that are the argument itself
@@ -180,267 +132,15 @@ def batch_norm(
       >>> y, _ = bnjax.batch_norm(x, jnp.ones(2), jnp.zeros(2), stats, train=False)
 
     Source: Ioffe & Szegedy (2015), Algorithms 1 and 2; Chan, Golub & LeVeque (1983) for the
-    statistics; Hoffer et al. (2017) for virtual batches; Santurkar et al. (2018),
-    §3.3, for other spreads. PyTorch's ``momentum`` is ``1 - decay``
+    statistics; Hoffer et al. (2017) for virtual batches. PyTorch's ``momentum`` is ``1 - decay``
     and its running variance has ddof=1. Flax computes ``E[x²] - E[x]²`` by default, averages
     means over devices and has no count.
     """
-    return run(
-        x,
-        scale,
-        bias,
-        batch_stats,
-        None,
-        train=train,
-        decay=decay,
-        epsilon=epsilon,
-        axis=axis,
-        mask=mask,
-        axis_name=axis_name,
-        ddof=ddof,
-        debias=debias,
-        virtual_batch_size=virtual_batch_size,
-        update_stats=update_stats,
-        skip_nonfinite=skip_nonfinite,
-        single_value=single_value,
-        unseen=unseen,
-        dtype=dtype,
-        axis_index_groups=axis_index_groups,
-        spread=spread,
-    )
-
-
-def run(
-    x,
-    scale,
-    bias,
-    batch_stats,
-    limits,
-    *,
-    train,
-    decay,
-    epsilon,
-    axis,
-    mask,
-    axis_name,
-    ddof,
-    debias,
-    virtual_batch_size,
-    update_stats,
-    skip_nonfinite,
-    single_value,
-    unseen,
-    dtype,
-    axis_index_groups,
-    spread: Spread = "std",
-    average_std: bool = False,
-) -> tuple[jax.Array, Any]:
-    """Check the arguments of batch norm, or with ``limits`` of batch renorm, and choose a program.
-
-    ``limits`` are ``(r_max, d_max)``; ``average_std`` is what the running variance averages.
-    """
-    x = as_array(x, "x")
-    check_inexact(x)
-    mask = check_mask(mask, x)
-    check_decay(decay)
-    check_ddof(ddof)
-    check_choice("single_value", single_value, get_args(SingleValue))
-    check_choice("unseen", unseen, get_args(Unseen))
-    check_choice("spread", spread, get_args(Spread))
-    if spread != "std" and not (axis_name is None and virtual_batch_size is None):
-        raise ValueError(
-            f"spread={spread!r} is of one batch on one device; got axis_name={axis_name!r}, "
-            f"virtual_batch_size={virtual_batch_size!r}. Leave both None, or use spread='std'."
-        )
-    static_decay = float(decay) if isinstance(decay, numbers.Real) else None
-    traced_decay = decay if static_decay is None else None
-    plan = _Plan(
-        kept=canonical_axes(axis, x.ndim, "axis"),
-        epsilon=check_epsilon(epsilon),
-        decay=static_decay,
-        ddof=int(ddof),
-        debias=check_switch("debias", debias),
-        virtual_batch_size=(
-            None
-            if virtual_batch_size is None
-            else whole_number(virtual_batch_size, "virtual_batch_size", 1)
-        ),
-        skip_nonfinite=check_switch("skip_nonfinite", skip_nonfinite),
-        sync=canonical_axis_name(x, axis_name, axis_index_groups),
-        dtype=output_dtype(dtype, x),
-        average_std=average_std,
-        spread=spread,
-    )
-    scale, bias = as_params(scale, bias)
-    before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
-    _check_fit(x, before, plan)
-    train = check_switch("train", train)
-    update_stats = train if update_stats is None else check_switch("update_stats", update_stats)
-
-    if train and _values_a_feature(x.shape, plan) == 1:
-        _report_single_value(single_value, x.shape, axis)
-        if single_value == "running":
-            train = update_stats = False
-    if train:
-        y, updated = _train(x, scale, bias, mask, batch_stats, traced_decay, limits, plan)
-        return y, updated if update_stats else batch_stats
-    if unseen == "warn":
-        _warn_if_unseen(before)
-    y = _evaluate(x, scale, bias, mask, before, plan, unseen == "nan")
-    return y, _track(x, mask, batch_stats, traced_decay, plan) if update_stats else batch_stats
-
-
-class _Plan(NamedTuple):
-    """The static choices of one call, hashable for ``jax.jit``."""
-
-    kept: tuple[int, ...]
-    epsilon: float
-    decay: float | None  # Python numbers stay static: 1 - 0.99 is exact, 1 - float32(0.99) not
-    ddof: int
-    debias: bool
-    virtual_batch_size: int | None
-    skip_nonfinite: bool
-    sync: Sync
-    dtype: jnp.dtype
-    average_std: bool
-    spread: Spread
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _train(x, scale, bias, mask, batch_stats, traced_decay, limits, plan: _Plan):
-    """Normalise by the batch; the output and the updated running statistics."""
-    scale, bias = _ready_params(x, scale, bias, plan)
-    correction = None
-    if limits is not None:
-        correction = _correction(x, batch_stats, limits, plan)
-        scale = jnp.ones_like(correction.mean) if scale is None else scale
-        bias = jnp.zeros_like(correction.mean) if bias is None else bias
-    rule = Rule(other_axes(plan.kept, x.ndim), plan.epsilon, plan.dtype, plan.sync)
-    if plan.spread != "std":
-        y, stats = standardize_by_spread(x, mask, scale, bias, rule, plan.spread)
-    else:
-        size = plan.virtual_batch_size
-        y, stats = standardize_batches(x, mask, scale, bias, correction, rule, size)
-    return y, _update(x, mask, batch_stats, stats, traced_decay, plan)
-
-
-def _correction(x, batch_stats, limits, plan: _Plan) -> Correction:
-    """The running statistics and limits of batch renorm, ready to broadcast against ``x``."""
-    stats = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
-    dtype = compute_dtype(x.dtype, plan.dtype)
-
-    def ready(v, name):
-        return expand(jnp.asarray(v), x.shape, plan.kept, name)
-
-    real = real_dtype(dtype)
-    r_max, d_max = (
-        ready(v, n).astype(real) for v, n in zip(limits, ("r_max", "d_max"), strict=True)
-    )
-    mean = ready(stats.mean, "batch_stats.mean").astype(dtype)
-    var = ready(stats.var, "batch_stats.var")
-    inv_std = inverse_std(var, plan.epsilon, dtype=real).astype(real)
-    return Correction(mean, inv_std, r_max, d_max)
-
-
-@functools.partial(jax.jit, static_argnames=("plan", "poison"))
-def _evaluate(x, scale, bias, mask, batch_stats, plan: _Plan, poison):
-    """Normalise by the running statistics; NaN if ``poison`` and there are none."""
-    dtype = compute_dtype(x.dtype, plan.dtype)
-    scale, bias = _ready_params(x, scale, bias, plan)
-    mean = expand(batch_stats.mean, x.shape, plan.kept, "batch_stats.mean").astype(dtype)
-    var = batch_stats.var
-    if poison:
-        var = jnp.where(never_updated(batch_stats), jnp.nan, var)
-    var = expand(var, x.shape, plan.kept, "batch_stats.var")
-    inv_std = inverse_std(var, plan.epsilon, dtype=real_dtype(dtype))
-    return affine(x, mask, mean, inv_std, scale, bias, plan.dtype)
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _track(x, mask, batch_stats, traced_decay, plan: _Plan):
-    """Update the running statistics without normalising by the batch."""
-    rule = Rule(other_axes(plan.kept, x.ndim), plan.epsilon, plan.dtype, plan.sync)
-    if plan.spread != "std":
-        _, stats = standardize_by_spread(x, mask, None, None, rule, plan.spread)
-    else:
-        stats = statistics(x, mask, rule.axes, rule.sync)
-    return _update(x, mask, batch_stats, stats, traced_decay, plan)
-
-
-def _ready_params(x, scale, bias, plan):
-    return expand_params(scale, bias, x.shape, plan.kept, compute_dtype(x.dtype, plan.dtype))
-
-
-def _update(x, mask, batch_stats, stats: Statistics, traced_decay, plan: _Plan):
-    """Move ``batch_stats`` towards the statistics of ``x``; no gradient."""
-    axes = other_axes(plan.kept, x.ndim)
-    update = _update_of(batch_stats, plan)
-    moments = compact(stats, axes, known_count(x.shape, mask, axes, plan.sync))
-    updated = update(
-        jax.tree.map(lambda v: sharded_like(v, moments.mean), batch_stats),
-        moments.moments() if isinstance(batch_stats, PendingUpdate) else moments,
-        decay=plan.decay if traced_decay is None else traced_decay,
-        ddof=plan.ddof,
-        debias=plan.debias,
-        skip_nonfinite=plan.skip_nonfinite,
-    )
-    # A state keeps its type, as a carry of lax.scan must.
-    updated = jax.tree.map(sharded_like, updated, batch_stats)
-    return jax.lax.stop_gradient(updated)
-
-
-def _update_of(batch_stats, plan: _Plan) -> Callable[..., Any]:
-    """The function that updates ``batch_stats``."""
-    update = functools.partial(move, epsilon=plan.epsilon if plan.average_std else None)
-    pending = isinstance(batch_stats, PendingUpdate)
-    return functools.partial(add_to_update, update) if pending else update
-
-
-def _check_fit(x, batch_stats, plan: _Plan):
-    check_type("batch_stats", batch_stats, BatchStats, MAKE_ONE)
-    if jnp.iscomplexobj(batch_stats.mean):
-        check_complex(compute_dtype(x.dtype, plan.dtype), "batch_stats.mean")
-    check_features(jnp.shape(batch_stats.mean), x.shape, plan.kept, "batch_stats.mean")
-    check_features(jnp.shape(batch_stats.var), x.shape, plan.kept, "batch_stats.var")
-    if jnp.ndim(batch_stats.count):
-        check_features(jnp.shape(batch_stats.count), x.shape, plan.kept, "batch_stats.count")
-    if plan.virtual_batch_size is not None and 0 in plan.kept:
-        raise ValueError(
-            "virtual_batch_size cuts axis 0 into virtual batches, but axis keeps axis 0 as a "
-            "feature axis. Move the batch to axis 0, or leave virtual_batch_size=None."
-        )
-
-
-def _values_a_feature(shape, plan: _Plan) -> int:
-    """How many values each feature has in the smallest batch that is normalised by itself."""
-    reduced = other_axes(plan.kept, len(shape))
-    if plan.virtual_batch_size is not None:
-        smallest = min(size for *_, size in virtual_batches(shape[0], plan.virtual_batch_size))
-        return smallest * size_of(shape, reduced[1:])
-    return size_of(shape, reduced) * devices(plan.sync)
-
-
-def _report_single_value(single_value, shape, axis):
-    message = (
-        f"x of shape {shape} with axis={axis!r} has one value a feature in training: its variance "
-        "is 0 and the output is bias, whatever x is. Use a larger batch (or virtual batch), merge "
-        "devices with axis_name, evaluate with train=False, or choose single_value='running' to "
-        "normalise by the running statistics, 'allow' or 'warn' to compute it all the same."
-    )
-    if single_value == "error":
-        raise ValueError(message)
-    if single_value == "warn":
-        warn(message)
-
-
-def _warn_if_unseen(batch_stats: BatchStats):
-    # NumPy: under a trace, jax.numpy would make a tracer even of a count that is known.
-    if any(isinstance(v, Tracer) for v in batch_stats):
-        return
-    known: Any = map(np.asarray, batch_stats)
-    if np.any(never_updated(BatchStats(*known))):
-        warn(
-            "batch_stats.count is 0: these running statistics have never been updated, so x is "
-            "normalised by mean 0 and variance 1. Keep the batch_stats that training returns; "
-            "unseen='nan' makes the same mistake visible under jit, 'allow' silences this."
-        )
+    x = as_inexact(x, "x")
+    kept = canonical_axes(axis, x.ndim, "axis")
+    axes, devices = other_axes(kept, x.ndim), (axis_name, axis_index_groups)
+    rule = rule_for(x, axes, kept, epsilon, dtype, *devices, virtual_batch_size)
+    inputs = inputs_for(rule, x, mask, scale, bias)
+    update = update_for(decay, ddof, debias, skip_nonfinite)
+    mode = mode_for(train, update_stats, single_value, unseen)
+    return run(inputs, batch_stats, None, rule, update, mode)

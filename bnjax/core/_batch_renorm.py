@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
-from bnjax.core._axes import Axes, whole_number
-from bnjax.core._batch_norm import SingleValue, Unseen, run
-from bnjax.core._batch_stats import BatchStats
-from bnjax.core._checks import check_choice, is_real, known_value
-from bnjax.core._pending_update import PendingUpdate
+from bnjax.core._axes import Axes, other_axes
+from bnjax.core._batch_stats import update_for
+from bnjax.core._checks import (
+    as_inexact,
+    canonical_axes,
+    check_choice,
+    is_real,
+    known_value,
+    whole_number,
+)
+from bnjax.core._merge import AxisName, IndexGroups
+from bnjax.core._programs import Limits, SingleValue, State, Unseen, check_state, mode_for, run
+from bnjax.core._rule import inputs_for, rule_for
 
 Average = Literal["std", "var"]
-Limit = float | jax.Array | Callable[[jax.Array], jax.Array]
+# A number, an array, or a schedule: a function of the number of updates such as optax makes.
+Limit = float | jax.Array | Callable[[jax.Array], ArrayLike]
 
 
 def batch_renorm(
-    x,
-    scale,
-    bias,
-    batch_stats: BatchStats | PendingUpdate,
+    x: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    batch_stats: State,
     *,
     train: bool,
     r_max: Limit = 3.0,
@@ -33,8 +43,8 @@ def batch_renorm(
     decay: float | jax.Array | None = 0.99,
     epsilon: float = 1e-5,
     axis: Axes = -1,
-    mask=None,
-    axis_name=None,
+    mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
     ddof: int = 0,
     debias: bool = False,
     virtual_batch_size: int | None = None,
@@ -42,9 +52,9 @@ def batch_renorm(
     skip_nonfinite: bool = False,
     single_value: SingleValue = "allow",
     unseen: Unseen = "warn",
-    dtype=None,
-    axis_index_groups=None,
-) -> tuple[jax.Array, BatchStats | PendingUpdate]:
+    dtype: DTypeLike | None = None,
+    axis_index_groups: IndexGroups | None = None,
+) -> tuple[jax.Array, State]:
     r"""Batch norm for small or skewed batches: normalised by the batch, then corrected.
 
     .. math::
@@ -97,51 +107,36 @@ def batch_renorm(
     ``warmup_steps=100_000, average="var"``. Keras' ``renorm=True`` clips only what it is told to;
     PyTorch and Flax have nothing like it.
     """
-    before = batch_stats.before if isinstance(batch_stats, PendingUpdate) else batch_stats
-    warmup_steps = whole_number(warmup_steps, "warmup_steps", 0)
+    x = as_inexact(x, "x")
+    kept = canonical_axes(axis, x.ndim, "axis")
+    axes, devices = other_axes(kept, x.ndim), (axis_name, axis_index_groups)
+    rule = rule_for(x, axes, kept, epsilon, dtype, *devices, virtual_batch_size)
+    inputs = inputs_for(rule, x, mask, scale, bias)
     check_choice("average", average, get_args(Average))
-    limits = tuple(
-        _warmed_up(_limit(limit, name, least, before), least, before, warmup_steps)
-        for limit, name, least in ((r_max, "r_max", 1.0), (d_max, "d_max", 0.0))
-    )
-    return run(
-        x,
-        scale,
-        bias,
-        batch_stats,
-        limits,
-        train=train,
-        decay=decay,
-        epsilon=epsilon,
-        axis=axis,
-        mask=mask,
-        axis_name=axis_name,
-        ddof=ddof,
-        debias=debias,
-        virtual_batch_size=virtual_batch_size,
-        update_stats=update_stats,
-        skip_nonfinite=skip_nonfinite,
-        single_value=single_value,
-        unseen=unseen,
-        dtype=dtype,
-        axis_index_groups=axis_index_groups,
-        average_std=average == "std",
-    )
+    update = update_for(decay, ddof, debias, skip_nonfinite)
+    update = update.of_std(rule.epsilon) if average == "std" else update
+    mode = mode_for(train, update_stats, single_value, unseen)
+    limits = _limits(r_max, d_max, whole_number(warmup_steps, "warmup_steps", 0), batch_stats)
+    return run(inputs, batch_stats, limits, rule, update, mode)
 
 
-def _warmed_up(limit, least, stats, warmup_steps: int):
-    """``limit``, but for the first updates ``least``, with which there is no correction."""
-    if warmup_steps == 0:
-        return limit
-    return jnp.where(jnp.asarray(stats.count) < warmup_steps, least, limit)
+def _limits(r_max: Limit, d_max: Limit, warmup_steps: int, state: State) -> Limits:
+    """The limits now: 1 and 0 while warming up, with which there is no correction."""
+    check_state(state)
+    count = state.before.count
+
+    def now(limit: Any, name: str, least: float) -> Any:
+        value = _limit(limit(count) if callable(limit) else limit, name, least)
+        return jnp.where(jnp.asarray(count) < warmup_steps, least, value) if warmup_steps else value
+
+    return Limits(now(r_max, "r_max", 1.0), now(d_max, "d_max", 0.0))
 
 
-def _limit(limit, name, least, stats):
-    """The value of a limit now; one that is known is checked."""
-    value = limit(getattr(stats, "count", 0)) if callable(limit) else limit
+def _limit(value: Any, name: str, least: float) -> Any:
+    """The value of a limit; one that is known is checked."""
     if not is_real(value):
-        raise TypeError(f"{name} must be a real number or a schedule of them, got {limit!r}.")
+        raise TypeError(f"{name} must be a real number or a schedule of them, got {value!r}.")
     known = known_value(value)
     if known is not None and not np.all(known >= least):
-        raise ValueError(f"{name} must be at least {least}, got {limit!r}.")
+        raise ValueError(f"{name} must be at least {least}, got {value!r}.")
     return value

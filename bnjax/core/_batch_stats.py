@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import numbers
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from bnjax.core._axes import at_least_float32, compute_dtype, real_dtype, whole_number
-from bnjax.core._checks import as_dtype, check_switch, check_type, is_real, known_value
+from bnjax.core._axes import at_least_float32, compute_dtype, real_dtype
+from bnjax.core._checks import (
+    as_dtype,
+    check_ddof,
+    check_decay,
+    check_switch,
+    check_type,
+    whole_number,
+)
 from bnjax.core._moments import MeanVariance, Moments
 from bnjax.core._sharding import sharded_like
 
@@ -32,6 +43,8 @@ class BatchStats(NamedTuple):
         how the next batch is weighed. Where a mask may leave a feature without any data for a
         whole batch, replace it by zeros of shape ``(*features)``: each feature then counts, and is
         debiased, by itself.
+      before, after: these statistics themselves: what a :class:`PendingUpdate` has under these
+        names, so that either can be asked.
 
     Example:
       >>> import bnjax
@@ -47,8 +60,61 @@ class BatchStats(NamedTuple):
     var: jax.Array  # (*features)
     count: jax.Array | np.ndarray  # () or (*features)
 
+    @property
+    def before(self) -> BatchStats:
+        """These statistics."""
+        return self
 
-def init_batch_stats(num_features, dtype=jnp.float32) -> BatchStats:
+    @property
+    def after(self) -> BatchStats:
+        """These statistics."""
+        return self
+
+    def take(self, moments: MeanVariance | Moments, update: Update) -> BatchStats:
+        """:func:`update_batch_stats` of what has been checked."""
+        return _moved(self, moments, update)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["weight"],
+    meta_fields=["ddof", "debias", "cumulative", "skip_nonfinite", "std_epsilon"],
+)
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """How one update moves the running statistics; all but ``weight`` is static."""
+
+    weight: Any  # of the new value, 1 - decay: an array, so that numbers and schedules are alike
+    ddof: int = 0
+    debias: bool = False
+    cumulative: bool = False  # the average of all updates, whatever the weight
+    skip_nonfinite: bool = False
+    std_epsilon: float | None = None  # average sqrt(var + this), as batch renorm has it
+
+    def of_std(self, epsilon: float) -> Update:
+        """The same, of deviations in place of variances."""
+        return dataclasses.replace(self, std_epsilon=epsilon)
+
+
+def update_for(
+    decay: float | jax.Array | None, ddof: int, debias: bool, skip_nonfinite: bool
+) -> Update:
+    """The update with these options, or an error that names the one that is illegal."""
+    check_decay(decay)
+    known = decay is None or isinstance(decay, numbers.Real)
+    return Update(
+        # In Python's precision: 1 - 0.99 in float32 is wrong by 5e-7 of itself.
+        np.asarray(1 - float(decay or 0)) if known else 1 - jnp.asarray(decay),
+        check_ddof(ddof),
+        check_switch("debias", debias),
+        decay is None,
+        check_switch("skip_nonfinite", skip_nonfinite),
+    )
+
+
+def init_batch_stats(
+    num_features: int | Sequence[int], dtype: DTypeLike = jnp.float32
+) -> BatchStats:
     """State before the first update: mean 0, variance 1, count 0.
 
     Args:
@@ -117,8 +183,8 @@ def update_batch_stats(
     Args:
       stats: state before the update.
       moments: of the batch, from :func:`bnjax.moments`, merged if need be.
-      decay: weight of the old value, in [0, 1], or None. For a schedule pass a scalar array,
-        perhaps traced: each new Python number compiles a new program where one is compiled.
+      decay: weight of the old value, in [0, 1], or None: a number, or a scalar array, perhaps
+        traced, for a schedule; both are the same program.
       ddof: 0 stores the population variance, 1 the sample variance ``m2 / (count - 1)``.
       debias: see above.
       skip_nonfinite: leave everything as it was if any moment is infinite or NaN, as when loss
@@ -148,55 +214,56 @@ def update_batch_stats(
     PyTorch's ``momentum`` is ``1 - decay`` (its default 0.1 is decay 0.9), ``momentum=None`` is
     ``decay=None``, and it stores ddof=1; Flax's ``momentum`` is ``decay``, with ddof=0.
     """
-    check_decay(decay)
-    check_ddof(ddof)
     check_type("stats", stats, BatchStats, MAKE_ONE)
     check_type("moments", moments, Moments, "Take them with bnjax.moments(x, axes).")
-    check_same_features(stats, moments)
-    check_switch("debias", debias)
-    check_switch("skip_nonfinite", skip_nonfinite)
-    return move(stats, moments, None, decay, ddof, debias, skip_nonfinite)
+    _check_same_features(stats, moments)
+    return stats.take(moments, update_for(decay, ddof, debias, skip_nonfinite))
 
 
-def move(
-    stats: BatchStats, moments: MeanVariance | Moments, epsilon, decay, ddof, debias, skip_nonfinite
-) -> BatchStats:
-    """:func:`update_batch_stats` of what has been checked.
-
-    What is averaged is the variance, or with ``epsilon`` its root, ``sqrt(var + epsilon)``, as
-    batch renorm has it.
-    """
+def _moved(stats: BatchStats, moments: MeanVariance | Moments, update: Update) -> BatchStats:
     like = jnp.asarray(moments.mean)
     stats = BatchStats(*(sharded_like(v, like) for v in widened(stats)))
     # A Python bool where the count is known at trace time.
-    valid = (moments.count > ddof) & bool(stats.mean.size)
-    if skip_nonfinite:
+    valid = (moments.count > update.ddof) & bool(stats.mean.size)
+    if update.skip_nonfinite:
         valid &= all_finite(moments)
-    t = _updates_before(stats, decay) if debias or decay is None else stats.count
-    weight = _choose(valid, _update_weight(t, decay, debias, stats.var.dtype), 0)
+    t = _updates_before(stats, update) if update.debias or update.cumulative else stats.count
+    weight = _choose(valid, _weight(t, update, stats.var.dtype), 0)
     seen = jnp.any(valid) if t.ndim == 0 else sharded_like(jnp.broadcast_to(valid, t.shape), t)
 
     def step(old, new):
         wide = compute_dtype(old.dtype, new.dtype)
         o, n = old.astype(wide), _choose(valid, new, jnp.zeros_like(new)).astype(wide)
-        w = weight.astype(wide) if isinstance(weight, jax.Array) else weight
+        w = jnp.asarray(weight, wide)
         # This form stays put when n == o; and with w = 1 the initial variance leaves no trace.
-        o = _choose(w == 1, jnp.zeros_like(o), o)
+        o = jnp.where(w == 1, 0, o)
         moved = o + w * (n - o)
         return moved if jnp.iscomplexobj(new) else moved.astype(old.dtype)
 
-    var = moments.var(ddof)
-    if epsilon is None:
-        var = step(stats.var, jnp.asarray(var))
+    var = jnp.asarray(moments.var(update.ddof))
+    if update.std_epsilon is None:
+        var = step(stats.var, var)
     else:
-        std = step(jnp.sqrt(stats.var + epsilon), jnp.sqrt(var + epsilon))
+        std = step(jnp.sqrt(stats.var + update.std_epsilon), jnp.sqrt(var + update.std_epsilon))
         # The root and the square leave a rounding error, even where nothing moved.
-        var = jnp.where(valid, jnp.maximum(jnp.square(std) - epsilon, 0), stats.var)
-    return BatchStats(
-        step(stats.mean, jnp.asarray(moments.mean)),
-        var,
-        jnp.where(seen, t + 1, stats.count),
-    )
+        square = jnp.maximum(jnp.square(std) - update.std_epsilon, 0)
+        var = jnp.where(valid, square, stats.var)
+    mean = step(stats.mean, jnp.asarray(moments.mean))
+    return BatchStats(mean, var, jnp.where(seen, t + 1, stats.count))
+
+
+def _weight(count: jax.Array | np.ndarray, update: Update, dtype) -> jax.Array:
+    """Weight of the newest batch in the running average, given ``count`` updates before it."""
+    t, weight = jnp.asarray(count, dtype), jnp.asarray(update.weight, dtype)
+    if update.cumulative:
+        return 1 / (t + 1)
+    if not update.debias:
+        return weight
+    # 1 - decay**(t + 1), with all its digits for a decay near 1, where the limit is 1 / (t + 1).
+    total = -jnp.expm1((t + 1) * jnp.log1p(-weight))
+    debiased = jnp.where(weight > 0, weight / jnp.where(weight > 0, total, 1), 1 / (t + 1))
+    # Exactly 1 at first: a rounding error here would leave a trace of the initial variance.
+    return jnp.where(t == 0, 1, debiased)
 
 
 def widened(stats: BatchStats) -> BatchStats:
@@ -215,15 +282,15 @@ def never_updated(stats: BatchStats) -> Any:
     return (stats.count == 0) & (initial.all() if jnp.ndim(stats.count) == 0 else initial)
 
 
-def _updates_before(stats: BatchStats, decay) -> jax.Array:
+def _updates_before(stats: BatchStats, update: Update) -> jax.Array:
     """The number of updates that ``stats`` have seen; as if, where that was not counted."""
     uncounted = (stats.count == 0) & ~never_updated(stats)
-    if decay is None:
+    if update.cumulative:
         return stats.count + uncounted.astype(stats.count.dtype)
     # So many that the start weighs less than rounding.
-    decay = jnp.asarray(decay, jnp.float32)
-    most = jnp.log(jnp.finfo(jnp.float32).eps / 2) / jnp.log(jnp.where(decay < 1, decay, 0.5))
-    settled = jnp.where(decay < 1, jnp.ceil(most), 2**30).clip(1, 2**30).astype(stats.count.dtype)
+    weight = jnp.asarray(update.weight, jnp.float32)
+    most = jnp.log(jnp.finfo(jnp.float32).eps / 2) / jnp.log1p(-jnp.where(weight > 0, weight, 0.5))
+    settled = jnp.where(weight > 0, jnp.ceil(most), 2**30).clip(1, 2**30).astype(stats.count.dtype)
     return jnp.where(uncounted, settled, stats.count)
 
 
@@ -239,38 +306,7 @@ def _choose(condition, a, b):
     return jnp.where(condition, a, b)
 
 
-def _update_weight(count, decay, debias, dtype):
-    """Weight of the newest batch in the running average, given ``count`` updates before it."""
-    t = jnp.asarray(count, dtype)
-    if decay is None:
-        return 1 / (t + 1)
-    if not debias:
-        known = isinstance(decay, numbers.Real)
-        return 1 - float(decay) if known else jnp.asarray(1 - decay, dtype)
-    decay = jnp.asarray(decay, dtype)
-    # expm1 keeps the digits of 1 - decay**(t + 1) for decay near 1, where the limit is 1/(t + 1).
-    total = -jnp.expm1((t + 1) * jnp.log(decay))
-    weight = jnp.where(decay < 1, (1 - decay) / jnp.where(decay < 1, total, 1), 1 / (t + 1))
-    # Exactly 1 at first: a rounding error here would leave a trace of the initial variance.
-    return jnp.where(t == 0, 1, weight)
-
-
-def check_decay(decay) -> None:
-    """Raise unless ``decay`` is None, a number in [0, 1], or a scalar array (perhaps traced)."""
-    if decay is None:
-        return
-    scalar = is_real(decay) and jnp.ndim(decay) == 0
-    value = known_value(decay) if scalar else None
-    if scalar and (value is None or 0 <= value <= 1):
-        return
-    raise ValueError(
-        "decay (momentum in the Flax modules) must lie in [0, 1] or be None (average of all "
-        f"updates), got {decay!r}. It is the weight of the old value: PyTorch's momentum=0.1 is "
-        "decay=0.9."
-    )
-
-
-def check_same_features(stats: BatchStats, moments: Moments) -> None:
+def _check_same_features(stats: BatchStats, moments: Moments) -> None:
     """Raise ``ValueError`` unless every field of both is of the same features."""
     want = jnp.shape(stats.mean)
     shapes = {
@@ -290,11 +326,3 @@ def check_same_features(stats: BatchStats, moments: Moments) -> None:
                 f"{name} has shape {jnp.shape(count)}, but stats.mean has {want}: it must be a "
                 "scalar, or count each feature."
             )
-
-
-def check_ddof(ddof) -> None:
-    """Raise ``ValueError`` unless ``ddof`` is 0 or 1."""
-    if isinstance(ddof, bool) or ddof not in (0, 1):
-        raise ValueError(
-            f"ddof must be 0 (population variance) or 1 (sample variance), got {ddof!r}."
-        )

@@ -1,14 +1,15 @@
-"""What the backward pass keeps, and what it computes again."""
+"""A checkpoint policy for networks: what the backward pass keeps, and what it computes again."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
-from jax.ad_checkpoint import checkpoint_name
 
-STATISTICS = "bnjax.statistics"
+from bnjax.core._xla import STATISTICS
 
 
-def save_norm_statistics(primitive, *args, **params):
+def save_norm_statistics(primitive: Any, *args: Any, **params: Any) -> bool:
     """A policy for ``jax.checkpoint``: of what is inside, keep the statistics of the norms alone.
 
     Convolution, norm, activation: plain autodiff keeps two arrays of activation size for each such
@@ -52,19 +53,3 @@ def save_norm_statistics(primitive, *args, **params):
 
 
 _policy = jax.checkpoint_policies.save_only_these_names(STATISTICS)
-
-
-def name_statistics(stats):
-    """``stats``, as :func:`save_norm_statistics` knows them."""
-    return checkpoint_name(stats, STATISTICS)
-
-
-def remember_inputs(tangent):
-    """Have the backward pass keep the inputs of ``tangent`` and recompute what it derives.
-
-    Without this, reverse mode would store ``x - mean``: a second array of the size of ``x``, in
-    float32 even when ``x`` is bfloat16. Recomputing it costs no pass over memory, since the
-    subtraction is fused with its reader; so there is nothing to protect from common
-    subexpression elimination either.
-    """
-    return jax.checkpoint(tangent, prevent_cse=False)

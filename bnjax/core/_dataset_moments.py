@@ -7,13 +7,14 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from bnjax.core._axes import Axes, canonical_axes, other_axes
-from bnjax.core._checks import as_array
+from bnjax.core._axes import Axes, other_axes
+from bnjax.core._checks import as_array, canonical_axes
 from bnjax.core._moments import Moments, merge, moments
 
 
-def dataset_moments(batches: Iterable, *, axis: Axes = -1) -> Moments:
+def dataset_moments(batches: Iterable[ArrayLike], *, axis: Axes = -1) -> Moments:
     r"""Moments of each feature over all batches, for standardising inputs.
 
     .. math::

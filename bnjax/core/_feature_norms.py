@@ -1,4 +1,4 @@
-"""Layer, instance, group and RMS norm: batch norm's arithmetic over other axes.
+"""Layer, instance and RMS norm (and group norm): batch norm's arithmetic over other axes.
 
 Which axes of a batch of images ``(N, H, W, C)`` share a mean and a variance:
 
@@ -44,43 +44,31 @@ import functools
 from typing import Literal, get_args
 
 import jax
-import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
-from bnjax.core._axes import (
-    Axes,
-    canonical_axes,
-    check_features,
-    check_inexact,
-    check_mask,
-    compute_dtype,
-    other_axes,
-    output_dtype,
-    size_of,
-    whole_number,
-)
-from bnjax.core._checks import as_array, check_choice
-from bnjax.core._devices import Pool, canonical_axis_name, merged_sets
-from bnjax.core._normalize import as_params, check_epsilon, expand_params
-from bnjax.core._sharding import cuttable, sharded_like
-from bnjax.core._standardize import Rule, standardize
+from bnjax.core._axes import Axes, other_axes
+from bnjax.core._checks import as_inexact, canonical_axes, check_choice
+from bnjax.core._merge import AxisName, IndexGroups
+from bnjax.core._rule import Inputs, Rule, inputs_for, rule_for
+from bnjax.core._standardize import standardize
 from bnjax.core._warn import warn
 
 SingleValue = Literal["error", "warn", "allow"]
 
 
 def layer_norm(
-    x,
-    scale,
-    bias,
+    x: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
     *,
     axes: Axes = -1,
     param_axes: Axes | None = None,
     epsilon: float = 1e-6,
-    mask=None,
-    axis_name=None,
+    mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
     single_value: SingleValue = "warn",
-    dtype=None,
-    axis_index_groups=None,
+    dtype: DTypeLike | None = None,
+    axis_index_groups: IndexGroups | None = None,
 ) -> jax.Array:
     r"""Normalise each example over its own features.
 
@@ -125,24 +113,25 @@ def layer_norm(
     ``normalized_shape`` in place of axes; Flax's computes ``E[x²] - E[x]²`` by default; ONNX's
     ``LayerNormalization`` reduces all axes from ``axis`` on.
     """
-    x, reduced = _ready(x, axes)
-    sync = canonical_axis_name(x, axis_name, axis_index_groups)
-    kept = reduced if param_axes is None else param_axes
-    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, single_value)
+    x = as_inexact(x, "x")
+    reduced = canonical_axes(axes, x.ndim, "axes")
+    features = reduced if param_axes is None else canonical_axes(param_axes, x.ndim, "param_axes")
+    rule = rule_for(x, reduced, features, epsilon, dtype, axis_name, axis_index_groups)
+    return apply_rule(rule, x, mask, scale, bias, single_value)
 
 
 def rms_norm(
-    x,
-    scale,
-    bias=None,
+    x: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None = None,
     *,
     axes: Axes = -1,
     param_axes: Axes | None = None,
     epsilon: float = 1e-6,
-    mask=None,
-    axis_name=None,
-    dtype=None,
-    axis_index_groups=None,
+    mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    dtype: DTypeLike | None = None,
+    axis_index_groups: IndexGroups | None = None,
 ) -> jax.Array:
     r"""Divide each example by the root mean square of its features.
 
@@ -170,24 +159,25 @@ def rms_norm(
     Source: Zhang & Sennrich (2019), eq. 4. PyTorch's ``RMSNorm`` takes the machine epsilon by
     default; Flax's has no bias.
     """
-    x, reduced = _ready(x, axes)
-    sync = canonical_axis_name(x, axis_name, axis_index_groups)
-    kept = reduced if param_axes is None else param_axes
-    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, about_mean=False)
+    x = as_inexact(x, "x")
+    reduced = canonical_axes(axes, x.ndim, "axes")
+    features = reduced if param_axes is None else canonical_axes(param_axes, x.ndim, "param_axes")
+    rule = rule_for(x, reduced, features, epsilon, dtype, axis_name, axis_index_groups)
+    return apply_rule(rule._replace(about_mean=False), x, mask, scale, bias, "allow")
 
 
 def instance_norm(
-    x,
-    scale,
-    bias,
+    x: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
     *,
     axis: Axes = -1,
     epsilon: float = 1e-6,
-    mask=None,
-    axis_name=None,
+    mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
     single_value: SingleValue = "warn",
-    dtype=None,
-    axis_index_groups=None,
+    dtype: DTypeLike | None = None,
+    axis_index_groups: IndexGroups | None = None,
 ) -> jax.Array:
     r"""Normalise each channel of each example over its positions.
 
@@ -217,151 +207,36 @@ def instance_norm(
     Source: Ulyanov, Vedaldi & Lempitsky (2016), eq. 3. PyTorch's ``InstanceNorm2d`` has epsilon
     1e-5 and no parameters by default; ONNX's ``InstanceNormalization`` is NCHW.
     """
-    x = as_array(x, "x")
+    x = as_inexact(x, "x")
     kept = canonical_axes(axis, x.ndim, "axis")
     if 0 in kept:
         raise ValueError(f"axis={axis!r} keeps axis 0, where instance norm has the examples.")
-    x, reduced = _ready(x, other_axes((0, *kept), x.ndim))
-    sync = canonical_axis_name(x, axis_name, axis_index_groups)
-    return _apply(x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, single_value)
+    reduced = other_axes((0, *kept), x.ndim)
+    rule = rule_for(x, reduced, kept, epsilon, dtype, axis_name, axis_index_groups)
+    return apply_rule(rule, x, mask, scale, bias, single_value)
 
 
-def group_norm(
-    x,
-    scale,
-    bias,
-    *,
-    num_groups: int | None = 32,
-    group_size: int | None = None,
-    axis: int = -1,
-    axes: Axes | None = None,
-    epsilon: float = 1e-6,
-    mask=None,
-    axis_name=None,
-    single_value: SingleValue = "warn",
-    dtype=None,
-    axis_index_groups=None,
+def apply_rule(
+    rule: Rule,
+    x: jax.Array,
+    mask: ArrayLike | None,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    single_value: SingleValue,
 ) -> jax.Array:
-    r"""Normalise each example over its positions and a group of its channels.
-
-    .. math::
-        y = \gamma\, \frac{x - \mu_g}{\sqrt{v_g + \epsilon}} + \beta, \qquad
-        g = \lfloor c \cdot G / C \rfloor
-
-    Groups are runs of neighbouring channels. One group is layer norm over all axes but 0; a group
-    for each channel is :func:`bnjax.instance_norm`.
-
-    Args:
-      x: floating or complex, for example ``(N, H, W, C)``.
-      scale, bias: one entry a channel, a scalar, or None.
-      num_groups: number of groups G; it must divide the number of channels.
-      group_size: channels in a group, with ``num_groups=None``.
-      axis: the channel axis: -1 for NHWC, 1 for NCHW.
-      axes: the axes to reduce, ``axis`` among them; all but axis 0 by default, and all of a
-        vector.
-      epsilon, mask, axis_name, single_value, dtype, axis_index_groups: as in
-        :func:`bnjax.layer_norm`.
-
-    Returns:
-      ``y`` of the shape of ``x``.
-
-    Raises:
-      TypeError, ValueError: as :func:`bnjax.layer_norm`; ``num_groups`` or ``group_size`` does
-        not divide the channels, or not exactly one of them is None.
-
-    Example:
-      >>> import jax.numpy as jnp, bnjax
-      >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
-      >>> print(bnjax.group_norm(x, None, None, num_groups=2).round(3))
-      [[-1.  1. -1.  1.]]
-
-    Source: Wu & He (2018), eq. 7. PyTorch's ``GroupNorm`` and ONNX's ``GroupNormalization`` order
-    groups alike, channels on axis 1 and epsilon 1e-5.
-    """
-    x = as_array(x, "x")
-    default = range(min(1, x.ndim - 1), x.ndim)
-    x, reduced = _ready(x, default if axes is None else axes)
-    (channel,) = canonical_axes((axis,), x.ndim, "axis")
-    channels = x.shape[channel]
-    num_groups, size = groups_of(channels, num_groups, group_size)
-    if channel not in reduced:
-        raise ValueError(f"axes={axes!r} must hold the channel axis {axis}, which is grouped.")
-    sync = canonical_axis_name(x, axis_name, axis_index_groups)
-    positions = tuple(a for a in reduced if a != channel)
-    if positions:
-        # Instance norm, whose statistics are then merged over the channels of each group: on CPU,
-        # twice as fast as one reduction over axes that are not neighbours.
-        sync = sync._replace(pool=Pool(channel, size))
-        return _apply(x, scale, bias, positions, channel, mask, sync, epsilon, dtype, single_value)
-
-    scale, bias = as_params(scale, bias)
-    for v, name in ((scale, "scale"), (bias, "bias")):
-        if v is not None and v.ndim:
-            check_features(v.shape, x.shape, (channel,), name)
-
-    def split(v):
-        """The channel axis as groups and members."""
-        if v is None or jnp.ndim(v) == 0:
-            return v
-        at = channel if jnp.ndim(v) == x.ndim else 0
-        whole = jnp.shape(v)[at] == channels  # a mask may have size 1 there
-        cut = (num_groups, size) if whole else (1, 1)
-        v = cuttable(v, at, cut[0])
-        return v.reshape(*v.shape[:at], *cut, *v.shape[at + 1 :])
-
-    members, both = (channel + 1,), (channel, channel + 1)
-    params, mask = (split(scale), split(bias)), split(check_mask(mask, x))
-    y = _apply(split(x), *params, members, both, mask, sync, epsilon, dtype, single_value)
-    return sharded_like(y.reshape(x.shape), x)
-
-
-def groups_of(channels: int, num_groups: int | None, group_size: int | None) -> tuple[int, int]:
-    """Number and size of the groups of ``channels``, from whichever is given."""
-    if (num_groups is None) == (group_size is None):
-        raise ValueError(
-            f"one of num_groups={num_groups} and group_size={group_size} must be None, and the "
-            "other not. To give group_size, give num_groups=None as well."
-        )
-    name, given = ("num_groups", num_groups) if group_size is None else ("group_size", group_size)
-    given = whole_number(given, name, 1)
-    if channels % given:
-        raise ValueError(f"{name}={given} does not divide the {channels} channels of x.")
-    other = channels // given
-    return (given, other) if group_size is None else (other, given)
-
-
-def _ready(x, axes):
-    x = as_array(x, "x")
-    check_inexact(x)
-    return x, canonical_axes(axes, x.ndim, "axes")
-
-
-def _apply(
-    x, scale, bias, reduced, kept, mask, sync, epsilon, dtype, single_value="allow", about_mean=True
-):
-    """Check what is left, and call the jitted norm; ``kept`` are the axes of scale and bias."""
-    rule = Rule(reduced, check_epsilon(epsilon), output_dtype(dtype, x), sync, about_mean)
+    """Check what is left, and call the jitted norm."""
     check_choice("single_value", single_value, get_args(SingleValue))
-    if about_mean and size_of(x.shape, reduced) * merged_sets(sync) == 1:
-        _report_single_value(single_value, x.shape, reduced)
-    kept = canonical_axes(kept, x.ndim, "param_axes")
-    scale, bias = as_params(scale, bias)
-    return _norm(x, scale, bias, check_mask(mask, x), kept, rule)
-
-
-def _report_single_value(single_value, shape, reduced):
-    message = (
-        f"each mean of x of shape {shape} is that of one value (reduced axes {reduced}), so y is "
-        "bias, whatever x is. Reduce more axes, or choose single_value='allow'."
-    )
-    if single_value == "error":
-        raise ValueError(message)
-    if single_value == "warn":
+    if single_value != "allow" and rule.values_a_mean(x.shape) == 1:
+        message = (
+            f"each mean of x of shape {x.shape} is that of one value (reduced axes {rule.axes}), "
+            "so y is bias, whatever x is. Reduce more axes, or choose single_value='allow'."
+        )
+        if single_value == "error":
+            raise ValueError(message)
         warn(message)
+    return _norm(inputs_for(rule, x, mask, scale, bias), rule)
 
 
-@functools.partial(jax.jit, static_argnames=("kept", "rule"))
-def _norm(x, scale, bias, mask, kept, rule: Rule):
-    dtype = compute_dtype(x.dtype, rule.dtype)
-    scale, bias = expand_params(scale, bias, x.shape, kept, dtype)
-    return standardize(x, mask, scale, bias, None, rule)[0]
+@functools.partial(jax.jit, static_argnames="rule")
+def _norm(inputs: Inputs, rule: Rule) -> jax.Array:
+    return standardize(inputs.x, inputs.mask, *inputs.params(rule), None, rule)[0]

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
-from bnjax.core._axes import Axes, canonical_axes, check_inexact, check_mask
-from bnjax.core._checks import as_array, check_type
-from bnjax.core._devices import canonical_axis_name
+from bnjax.core._axes import Axes
+from bnjax.core._checks import as_inexact, as_mask, canonical_axes, check_type
+from bnjax.core._merge import AxisName, over_devices
 from bnjax.core._statistics import Statistics, abs_sq, statistics
 
 
@@ -100,7 +101,13 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, mean, a.m2 + b.m2 + abs_sq(delta) * (a.count * share))
 
 
-def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
+def moments(
+    x: ArrayLike,
+    axes: Axes,
+    *,
+    mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+) -> Moments:
     r"""Count, mean and sum of squared deviations of ``x`` over ``axes``.
 
     The corrected two-pass algorithm: with a shift :math:`K` near the mean (the mean of every
@@ -142,15 +149,14 @@ def moments(x, axes: Axes, *, mask=None, axis_name=None) -> Moments:
     sample is enough for. PyTorch uses Welford's update, Flax by default the difference of squares,
     which is 100 % off at an offset of 10⁴ standard deviations.
     """
-    x = as_array(x, "x")
-    check_inexact(x)
+    x = as_inexact(x, "x")
     axes = canonical_axes(axes, x.ndim, "axes")
-    return _moments(x, check_mask(mask, x), axes, canonical_axis_name(x, axis_name))
+    return _moments(x, as_mask(mask, x), axes, over_devices(x, axis_name))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _moments(x, mask, axes, sync) -> Moments:
-    return compact(statistics(x, mask, axes, sync), axes).moments()
+def _moments(x, mask, axes, over) -> Moments:
+    return compact(statistics(x, mask, axes, over), axes).moments()
 
 
 class MeanVariance(NamedTuple):

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bnjax.core._axes import compute_dtype, real_dtype
-from bnjax.core._batch_stats import BatchStats, all_finite, widened
+from bnjax.core._batch_stats import BatchStats, Update, all_finite, widened
 from bnjax.core._checks import check_type
-from bnjax.core._moments import Moments, merge
+from bnjax.core._moments import MeanVariance, Moments, merge
+from bnjax.core._sharding import sharded_like
 
 
 class PendingUpdate(NamedTuple):
@@ -51,6 +53,19 @@ class PendingUpdate(NamedTuple):
     moments: Moments
     after: BatchStats
 
+    def take(self, moments: MeanVariance, update: Update) -> PendingUpdate:
+        """This update with one batch more."""
+        old = jax.tree.map(lambda v: sharded_like(v, moments.mean), self.moments)
+        wide = compute_dtype(old.mean.dtype, moments.mean.dtype)
+        merged = merge(_as(old, wide), _as(moments.moments(), wide))
+        if update.skip_nonfinite:
+            keep = all_finite(moments)
+            merged = jax.tree.map(lambda m, p: jnp.where(keep, m, p), merged, _as(old, wide))
+        after = self.before.take(merged, update)
+        # In the dtypes of before, so that a scan can carry it; but complex numbers stay complex.
+        real = jnp.iscomplexobj(merged.mean) == jnp.iscomplexobj(old.mean)
+        return PendingUpdate(self.before, _as(merged, old.mean.dtype) if real else merged, after)
+
 
 def begin_update(batch_stats: BatchStats) -> PendingUpdate:
     """Open an update of ``batch_stats`` that several batches will make together.
@@ -85,21 +100,7 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
     return PendingUpdate(before, nothing, before)
 
 
-def add_to_update(update, pending: PendingUpdate, moments: Moments, **options) -> PendingUpdate:
-    """``pending`` with one batch more; ``update`` is ``update_batch_stats`` or its like."""
-    old = pending.moments
-    wide = compute_dtype(old.mean.dtype, moments.mean.dtype)
-    merged = merge(_as(old, wide), _as(moments, wide))
-    if options["skip_nonfinite"]:
-        keep = all_finite(moments)
-        merged = jax.tree.map(lambda m, p: jnp.where(keep, m, p), merged, _as(old, wide))
-    after = update(pending.before, merged, **options)
-    # In the dtypes of before, so that a scan can carry it; but complex numbers stay complex.
-    real = jnp.iscomplexobj(merged.mean) == jnp.iscomplexobj(old.mean)
-    return PendingUpdate(pending.before, _as(merged, old.mean.dtype) if real else merged, after)
-
-
-def _as(moments: Moments, dtype) -> Moments:
+def _as(moments: Moments, dtype: DTypeLike) -> Moments:
     real = real_dtype(dtype)
     count, m2 = jnp.asarray(moments.count, real), jnp.asarray(moments.m2, real)
     return Moments(count, jnp.asarray(moments.mean, dtype), m2)

@@ -11,12 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnjax.core._axes import compute_dtype, other_axes, real_dtype, size_of, zero_unless
-from bnjax.core._checkpoint import remember_inputs
-from bnjax.core._devices import Pool, Sync, all_gather, merged_sets, single_lane, sum_over
-from bnjax.core._sharding import spec_of
-from bnjax.core._xla import holder, pin
-
-SMALL = 2**16  # elements, below which a sample saves no run time but still costs compile time
+from bnjax.core._merge import Groups, Over, all_gather, merged_sets, single_lane, sum_over
+from bnjax.core._shift import deviations, sample
+from bnjax.core._xla import once, pin, remember_inputs
 
 
 class Statistics(NamedTuple):
@@ -34,44 +31,50 @@ class Statistics(NamedTuple):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def statistics(x, mask, axes: tuple[int, ...], sync: Sync, about_mean: bool = True) -> Statistics:
-    """Statistics of ``x`` over ``axes`` and ``sync``, differentiable.
+def statistics(
+    x: jax.Array,
+    mask: jax.Array | None,
+    axes: tuple[int, ...],
+    over: Over,
+    about_mean: bool = True,
+) -> Statistics:
+    """Statistics of ``x`` over ``axes`` and ``over``, differentiable.
 
     With ``about_mean=False`` the mean is zero by decree, and the variance the mean square.
     """
     x = x.astype(compute_dtype(x.dtype))
-    local = compute_statistics(x, mask, axes) if about_mean else mean_square(x, mask, axes)
-    if sync.pool:
-        local = merge_groups(local, sync.pool)
-    return merge_devices(local, sync, equal_counts=mask is None) if sync.axis_name else local
+    local = _about_mean(x, mask, axes) if about_mean else _about_zero(x, mask, axes)
+    if over.groups:
+        local = merge_groups(local, over.groups)
+    return merge_devices(local, over, equal_counts=mask is None) if over.axis_name else local
 
 
 @statistics.defjvp
-def _statistics_jvp(axes, sync, about_mean, primals, tangents):
+def _statistics_jvp(axes, over, about_mean, primals, tangents):
     def tangent(x, mask, stats, dx):
-        x, dx = x.astype(stats.mean.dtype), dx.astype(stats.mean.dtype)
-        hold = holder(stats.var)
-        return statistics_tangent(x, mask, stats, dx, axes, sync, about_mean, hold)
+        return statistics_tangent(x, mask, stats, dx, axes, over, about_mean, like=stats.var)
 
     x, mask = primals
-    stats = statistics(x, mask, axes, sync, about_mean)
+    stats = statistics(x, mask, axes, over, about_mean)
     return stats, remember_inputs(tangent)(x, mask, stats, tangents[0])
 
 
-def compute_statistics(x, mask, axes: tuple[int, ...]) -> Statistics:
+def _about_mean(x, mask, axes: tuple[int, ...]) -> Statistics:
     """The algorithm of :func:`bnjax.moments` on ``x`` of compute dtype."""
     count, weight = _count_and_weight(x, mask, axes)
-    shift = _shift(x, mask, axes, weight)
-    # Two sums about two nearby shifts: about one, XLA would store x - shift for both to read.
-    other = pin(shift, 2)
-    s = pin(_times(_sum(zero_unless(mask, x - shift), axes), weight))
-    q = _mean_abs_sq(zero_unless(mask, x - other), axes, weight)
-    var = jnp.maximum(q - abs_sq(s + (shift - other)), 0)
+    part = sample(x, mask, axes)
+    share = weight if part is x else _count_and_weight(part, None, axes)[1]
+    shift = _mean(zero_unless(mask, part), axes, share)
+    d, _ = deviations(x, shift, mask, 0)
+    s = _mean(d, axes, weight)
+    d, rest = deviations(x, shift, mask, 2)
+    q = _mean_abs_sq(d, axes, weight)
+    var = jnp.maximum(q - abs_sq(s + rest), 0)
     mean, mean_lo = _double_word(shift, s)
-    return Statistics(count, holder(q)(mean), mean_lo, var)
+    return Statistics(count, once(mean, q), mean_lo, var)
 
 
-def mean_square(x, mask, axes: tuple[int, ...]) -> Statistics:
+def _about_zero(x, mask, axes: tuple[int, ...]) -> Statistics:
     """Statistics about zero: one sum, of squares."""
     count, weight = _count_and_weight(x, mask, axes)
     q = _mean_abs_sq(zero_unless(mask, x), axes, weight)
@@ -79,61 +82,34 @@ def mean_square(x, mask, axes: tuple[int, ...]) -> Statistics:
     return Statistics(count, zero, zero, q)
 
 
-def _shift(x, mask, axes, weight):
-    r"""A number near the mean of each feature: the mean of an eighth of ``x``.
-
-    By the Cauchy-Schwarz inequality the mean of a fraction ``f`` of the data lies within
-    ``sqrt((1 - f) / f)`` standard deviations of the mean of all, whatever the data: for
-    ``f = 1/8`` the sum of squares about it is at most eight times that about the mean. That costs
-    three of float32's 24 bits at the very worst, and saves seven eighths of a pass. A mask may
-    hide any part of the data, so then all of it is averaged; as is an array too small to gain.
-    """
-    sampled = None if mask is not None else _sampled_axis(x, axes)
-    if sampled is not None:
-        # A stride along the last axis would touch all memory, a run of it an eighth.
-        last = sampled == x.ndim - 1
-        end, stride = (x.shape[sampled] // 8, 1) if last else (None, 8)
-        x = lax.slice_in_dim(x, 0, end, stride=stride, axis=sampled)
-        _, weight = _count_and_weight(x, mask, axes)
-    return pin(_times(_sum(zero_unless(mask, x), axes), weight))
-
-
-def _sampled_axis(x, axes) -> int | None:
-    """The axis to take every eighth part of, if there is one that is whole on each device."""
-    # A symbolic size (jax.export) is no int and compares with none.
-    known = all(isinstance(size, int) for size in x.shape)
-    if not known or x.size < SMALL:
-        return None
-    spec = spec_of(x)
-    # Under jit, axis 0 may be spread over devices without this being known here.
-    whole = [a for a in axes if spec[a] is None and (a > 0 or jax.device_count() == 1)]
-    return next((a for a in whole if x.shape[a] >= 8), None)
-
-
 def statistics_tangent(
-    x, mask, stats: Statistics, dx, axes, sync: Sync, about_mean: bool, hold
+    x: jax.Array,
+    mask: jax.Array | None,
+    stats: Statistics,
+    dx: jax.Array,
+    axes: tuple[int, ...],
+    over: Over,
+    about_mean: bool,
+    like: jax.Array,
 ) -> Statistics:
     r"""Tangents of the statistics, through two sums over the data (one about zero).
 
     :math:`\dot\mu = \sum \dot x / n` and
     :math:`\dot v = 2 \sum \mathrm{Re}\,\overline{(x-\mu)}\,\dot x / n`. The deviation is taken
     from the rounded mean and corrected afterwards, as in the forward pass. The transpose is one
-    elementwise pass; one collective each way.
+    elementwise pass; one collective each way. ``like`` is a vector for :func:`once`.
     """
-    dx = zero_unless(mask, dx)
-    known = known_count(x.shape, mask, axes, sync)
+    x, dx = x.astype(stats.mean.dtype), zero_unless(mask, dx.astype(stats.mean.dtype))
+    known = known_count(x.shape, mask, axes, over)
     weight = reciprocal(stats.count) if known is None else 1 / max(known, 1)
     nothing = jnp.zeros_like(stats.count), jnp.zeros_like(stats.mean), jnp.zeros_like(stats.mean)
     if not about_mean:
-        cov = _sum(_inner(zero_unless(mask, x), dx), axes)
-        (cov,) = sum_over(hold(cov), sync=sync)
+        (cov,) = sum_over(once(_sum(_inner(zero_unless(mask, x), dx), axes), like), over=over)
         return Statistics(*nothing, 2 * _times(cov, weight))
-    # Not about the mean, for the same reason as above: other kernels read x - mean.
-    shift = pin(stats.mean)
-    cov = _sum(_inner(zero_unless(mask, x - shift), dx), axes).astype(dx.dtype)
-    dmean, cov = sum_over(hold(_sum(dx, axes)), hold(cov), sync=sync)
-    dmean, cov = _times(dmean, weight), _times(cov, weight)
-    dvar = 2 * (_real(cov) - _inner((stats.mean - shift) + stats.mean_lo, dmean))
+    d, rest = deviations(x, stats.mean, mask, 1)
+    sums = _sum(dx, axes), _sum(_inner(d, dx), axes).astype(dx.dtype)
+    dmean, cov = (_times(v, weight) for v in sum_over(*(once(v, like) for v in sums), over=over))
+    dvar = 2 * (_real(cov) - _inner(rest + stats.mean_lo, dmean))
     return Statistics(nothing[0], dmean, nothing[1], dvar)
 
 
@@ -158,10 +134,15 @@ def _count_and_weight(x, mask, axes):
     return count, reciprocal(count)
 
 
-def known_count(shape, mask, axes, sync: Sync):
+def known_count(shape, mask, axes, over: Over):
     """The merged count as a Python float, or None where a mask or a symbolic size decides."""
     size = size_of(shape, axes)
-    return float(size * merged_sets(sync)) if mask is None and isinstance(size, int) else None
+    return float(size * merged_sets(over)) if mask is None and isinstance(size, int) else None
+
+
+def _mean(v, axes, weight):
+    """The mean, the same number wherever it is subtracted."""
+    return pin(_times(_sum(v, axes), weight))
 
 
 def _mean_abs_sq(d, axes, weight):
@@ -194,27 +175,26 @@ def _double_word(a, b):
     return total, lax.select(jnp.abs(error) <= noise, jnp.zeros_like(error), error)
 
 
-def merge_groups(local: Statistics, pool: Pool) -> Statistics:
+def merge_groups(local: Statistics, groups: Groups) -> Statistics:
     """Merge the statistics of the features of each group; each feature gets those of its group."""
-    # Computed once: the sums over positions are long, and those over the group short.
-    hold = holder(local.var)
     count = jnp.broadcast_to(local.count, local.var.shape)
-    members = Statistics(count, *(hold(v) for v in local[1:]))
-    return jax.tree.map(pool.share, merge_stack(jax.tree.map(pool.stack, members)), members)
+    # The sums over positions are long, and those over the group short.
+    members = Statistics(count, *(once(v, local.var) for v in local[1:]))
+    return jax.tree.map(groups.share, merge_stack(jax.tree.map(groups.stack, members)), members)
 
 
-def merge_devices(local: Statistics, sync: Sync, equal_counts: bool) -> Statistics:
-    """Merge the statistics of all devices on ``sync`` with one all-gather.
+def merge_devices(local: Statistics, over: Over, equal_counts: bool) -> Statistics:
+    """Merge the statistics of all devices with one all-gather.
 
     Of 3C numbers, and the counts where a mask makes them unequal. A single lane of ``vmap`` is only
     told that its statistics are those of all lanes.
     """
-    if single_lane(sync):
-        return jax.tree.map(lambda v: lax.psum(v, sync.axis_name), local)
+    if single_lane(over):
+        return jax.tree.map(lambda v: lax.psum(v, over.axis_name), local)
     dtype = local.mean.dtype
     travelling = local[1:] if equal_counts else local
     packed = jnp.concatenate([v.astype(dtype).ravel() for v in travelling])
-    packed = all_gather(packed, sync)
+    packed = all_gather(packed, over)
     ends = list(itertools.accumulate(v.size for v in travelling))[:-1]
     parts = [
         part.reshape(len(packed), *v.shape)

@@ -1,14 +1,20 @@
-"""What XLA must be told, so that it neither recomputes nor contracts what it should not.
+"""What XLA must be told, so that it neither recomputes nor contracts nor keeps what it should not.
 
-Neither function changes a value that matters; each changes the program made of it. What they buy
-is measured by ``python -m experiments benchmark layer``.
+Each function is the identity in arithmetic, or nearly; each changes the program that is made of it.
+Read the rest of the core as if they were not there. What they buy stands with each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+STATISTICS = "bnjax.statistics"
 
 
 def pin(v: jax.Array, drop: int = 1) -> jax.Array:
@@ -25,20 +31,31 @@ def pin(v: jax.Array, drop: int = 1) -> jax.Array:
     return lax.reduce_precision(v, exponent_bits=info.nexp, mantissa_bits=info.nmant - drop)
 
 
-def holder(like: jax.Array):
-    """A function that has a vector computed once and not again for every element of ``x``.
+def once(v: jax.Array, like: jax.Array) -> jax.Array:
+    """The vector ``v``, computed once and not again for every element of ``x``.
 
     On CPU, XLA fuses cheap arithmetic on vectors into the loop over ``x`` that reads them, and
     drops optimisation barriers; a division is the one thing it will not repeat. So divide by
     one, in a form it cannot see through: made of ``like``, a real array with an entry a feature
-    that is NaN only where all is lost. Arrays of another shape, or complex, pass through. What is
-    returned is linear, so that its transpose does the same for the cotangent.
+    that is NaN only where all is lost. Arrays of another shape, or complex, pass through. Linear
+    in ``v``, so that its transpose does the same for the cotangent.
     """
-    if jax.default_backend() != "cpu":
-        return lambda v: v
-    one = 1 + 0 * lax.min(lax.stop_gradient(like), jnp.ones_like(like))
+    if jax.default_backend() != "cpu" or (v.shape, v.dtype) != (like.shape, like.dtype):
+        return v
+    return v / (1 + 0 * lax.min(lax.stop_gradient(like), jnp.ones_like(like)))
 
-    def hold(v: jax.Array) -> jax.Array:
-        return v / one if (v.shape, v.dtype) == (one.shape, one.dtype) else v
 
-    return hold
+def remember_inputs(tangent: Callable[..., Any]) -> Callable[..., Any]:
+    """Have the backward pass keep the inputs of ``tangent`` and recompute what it derives.
+
+    Without this, reverse mode would store ``x - mean``: a second array of the size of ``x``, in
+    float32 even when ``x`` is bfloat16. Recomputing it costs no pass over memory, since the
+    subtraction is fused with its reader; so there is nothing to protect from common
+    subexpression elimination either.
+    """
+    return jax.checkpoint(tangent, prevent_cse=False)
+
+
+def name_statistics(stats: Any) -> Any:
+    """``stats``, as :func:`bnjax.save_norm_statistics` knows them."""
+    return checkpoint_name(stats, STATISTICS)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnjax.diagnostics._findings import Findings
 from bnjax.diagnostics._layers import LayerStatistics, shown
 from bnjax.diagnostics._limits import FLOAT16_MAX, ROUNDING, Settings, active_quantile
 from bnjax.diagnostics._rules import relative_bias, shift
 from bnjax.interop._optional import optional
-
-if TYPE_CHECKING:
-    from bnjax.diagnostics._report import Report
 
 # Okabe and Ito's colours, told apart under the common kinds of colour blindness.
 BLUE, ORANGE, SHADE, GREY = "#0072B2", "#D55E00", "#FBE6D8", "#5A5A5A"
@@ -50,7 +48,7 @@ class Panel(NamedTuple):
     checks: tuple[str, ...]  # whose channels to mark
 
 
-def make_figure(report: Report) -> Any:
+def make_figure(report: Findings) -> Any:
     """Median, 5-95 % and full range of each layer's channels; those with findings are marked."""
     matplotlib, module = optional("matplotlib"), optional("matplotlib.figure")
     panels = _panels(report.settings) + _compared(report)
@@ -107,7 +105,7 @@ def _panels(settings: Settings) -> list[Panel]:
     ]
 
 
-def _compared(report: Report) -> list[Panel]:
+def _compared(report: Findings) -> list[Panel]:
     """Panels of what only data or a history can tell."""
     settings = report.settings
 
@@ -128,7 +126,7 @@ def _compared(report: Report) -> list[Panel]:
     return panels
 
 
-def _draw_panel(ax: Any, panel: Panel, report: Report) -> None:
+def _draw_panel(ax: Any, panel: Panel, report: Findings) -> None:
     ax.set(title=panel.title, xscale=panel.scale)
     findings = report.of_layers()
     for row, layer in enumerate(report.layers):
@@ -169,7 +167,7 @@ def _draw_row(ax: Any, row: int, values: np.ndarray) -> None:
     ax.plot([middle], [row], "|", color=BLUE, markersize=7, markeredgewidth=2)
 
 
-def _name_rows(left: Any, right: Any, report: Report) -> None:
+def _name_rows(left: Any, right: Any, report: Findings) -> None:
     """Names of layers on the left, and of their findings on the right."""
     names, findings = [shown(layer.name) for layer in report.layers], report.of_layers()
     left.set_yticks(range(len(names)), names, parse_math=False)  # "$" is a letter as any other
@@ -183,7 +181,7 @@ def _name_rows(left: Any, right: Any, report: Report) -> None:
         right.text(1.05, row, text, transform=right.get_yaxis_transform(), **style)
 
 
-def _add_legend(figure: Any, report: Report) -> None:
+def _add_legend(figure: Any, report: Findings) -> None:
     lines = optional("matplotlib.lines").Line2D
     handles = [
         lines([], [], color=BLUE, marker="|", linestyle="", markeredgewidth=2, label="median"),

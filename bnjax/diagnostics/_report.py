@@ -6,9 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bnjax.core._axes import whole_number
-from bnjax.core._batch_stats import check_decay
-from bnjax.core._normalize import check_epsilon
+from bnjax.core._checks import check_decay, check_epsilon, whole_number
 from bnjax.diagnostics._checks import Finding, examine
 from bnjax.diagnostics._layers import LayerStatistics, read_layers, shown
 from bnjax.diagnostics._limits import Limits, Settings, check_limits

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bnjax.diagnostics._findings import Findings
 from bnjax.diagnostics._layers import LayerStatistics, shown
 from bnjax.interop._optional import optional
-
-if TYPE_CHECKING:
-    from bnjax.diagnostics._report import Report
 
 COLORS = {"error": "bold red", "warning": "yellow"}
 
 
-def make_table(report: Report) -> Any:
+def make_table(report: Findings) -> Any:
     """The number that is worst for each layer's channels, and the names of its findings."""
     module, text = optional("rich.table"), optional("rich.text").Text
     table = module.Table(

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from bnjax._printable import printable
-from bnjax.core._axes import whole_number
+from bnjax.core._checks import whole_number
 from bnjax.interop._collections import to_variables
 from bnjax.interop._folders import read_folder
 from bnjax.interop._limits import Limit, TooLarge, check_regular, check_zip, limit_of

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bnjax.core._axes import whole_number
+from bnjax.core._checks import whole_number
 
 LEAST = 2**28  # bytes that any file may come to
 TIMES = 4  # what it takes up on the disk: compressed weights are hardly smaller than they are

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnjax.core._batch_stats import check_decay
-from bnjax.core._normalize import check_epsilon
+from bnjax.core._checks import check_decay, check_epsilon
 from bnjax.interop._onnx import KINDS, LEAVES, OnnxNorm, schema_of
 from bnjax.interop._onnx_values import Scope, Shape, array_of, check_size, is_real
 from bnjax.interop._optional import optional

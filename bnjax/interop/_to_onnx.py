@@ -11,8 +11,8 @@ import numpy as np
 from bnjax import core
 from bnjax._variables import flatten
 from bnjax._variables import name as path_name
-from bnjax.core._axes import canonical_axes
-from bnjax.core._feature_norms import groups_of
+from bnjax.core._checks import canonical_axes
+from bnjax.core._group_norm import groups_of
 from bnjax.interop._onnx import KINDS, LEAVES, OnnxNorm, schema_of
 from bnjax.interop._optional import optional
 

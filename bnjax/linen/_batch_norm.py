@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.nn import initializers
+from jax.typing import ArrayLike
 
+from bnjax._flax import as_input, batch_stats_of, inexact_dtype, param_dtype_of, run_batch_norm
 from bnjax._switches import AS_CALLED
-from bnjax.core import BatchStats, PendingUpdate, batch_norm
-from bnjax.core._axes import at_least_float32, canonical_axes, inexact_dtype
-from bnjax.core._batch_norm import SingleValue
-from bnjax.core._checks import as_array, as_mask, check_switch, param_dtype_of
+from bnjax.core import batch_norm
+from bnjax.core._checks import as_array, canonical_axes, check_switch
+from bnjax.core._programs import SingleValue
 from bnjax.linen._pending import check_not_hidden, pending_update
 
 field = dataclasses.field
@@ -99,7 +100,13 @@ class BatchNorm(nn.Module):
     single_value: SingleValue = field(default="warn", kw_only=True)
 
     @nn.compact
-    def __call__(self, x, use_running_average: bool | None = None, *, mask=None) -> jax.Array:
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+    ) -> jax.Array:
         """Normalise ``x``.
 
         While the module is initialising, the running statistics are not updated and
@@ -113,65 +120,46 @@ class BatchNorm(nn.Module):
         Returns:
           ``y`` of the shape of ``x``.
         """
-        use_running_average = check_switch(
-            "use_running_average",
-            nn.merge_param("use_running_average", self.use_running_average, use_running_average),
-        )
-        update_stats = check_switch("update_stats", self.update_stats)
         x = as_array(x, "x")
         shape = tuple(x.shape[a] for a in canonical_axes(self.axis, x.ndim, "axis"))
         scale = self._param("scale", self.use_scale, self.scale_init, shape)
         bias = self._param("bias", self.use_bias, self.bias_init, shape)
         # There only where bnjax.surgery.freeze has put them; to be read before anything is written.
         switches = self.get_variable("batch_stats", "switches") or AS_CALLED
-        variables, stats = self._batch_stats(shape)
+        variables = self._statistics(shape)
         pending = pending_update(self)
-        state = stats if pending is None else pending.value
-        initializing = self.is_initializing()
-        normalize: Any = self._normalize if switches.corrected else batch_norm
-        y, new = normalize(
-            x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32),
-            *switches.params(scale, bias),
+        if pending is None:
+            state = batch_stats_of(**{name: v.value for name, v in variables.items()})
+        else:
+            state = pending.value
+        y, new = run_batch_norm(
+            self,
+            as_input(x),
+            scale,
+            bias,
             state,
-            **switches.modes(
-                train=not use_running_average,
-                update_stats=update_stats and not use_running_average and not initializing,
+            switches,
+            use_running_average=nn.merge_param(
+                "use_running_average", self.use_running_average, use_running_average
             ),
-            decay=self.momentum,
-            epsilon=self.epsilon,
-            axis=self.axis,
-            mask=as_mask(mask),
-            axis_name=None if initializing else self.axis_name,
-            axis_index_groups=None if initializing else self.axis_index_groups,
-            ddof=self.ddof,
-            debias=self.debias,
-            virtual_batch_size=self.virtual_batch_size,
-            skip_nonfinite=self.skip_nonfinite,
-            single_value="allow" if initializing else self.single_value,
-            unseen="warn" if "count" in variables and not initializing else "allow",
+            mask=mask,
             dtype=self.dtype or inexact_dtype(x, scale, bias),
+            counted="count" in variables,
+            initializing=self.is_initializing(),
         )
         if new is not state:
             if pending is None:
                 check_not_hidden(self)
             else:
                 pending.value = new
-            after = new.after if isinstance(new, PendingUpdate) else new
             for name, variable in variables.items():
-                variable.value = self._stored(name, getattr(after, name), variable.value)
+                variable.value = self._stored(name, getattr(new.after, name), variable.value)
         return y
 
     @nn.nowrap
-    def _stored(self, name, new, old):
-        """A new statistic as its variable holds it."""
-        if name == "count":
-            # An open update counts each feature where the statistics came without a counter.
-            return new if jnp.ndim(old) else new.max()
-        return new if self.force_float32_reductions else new.astype(old.dtype)
-
-    @nn.nowrap
-    def _normalize(self, *args, **options):
-        return batch_norm(*args, **options)
+    def _core(self) -> Callable[..., Any]:
+        """The function of the core that normalises."""
+        return batch_norm
 
     @nn.nowrap
     def _counts(self) -> bool:
@@ -186,8 +174,8 @@ class BatchNorm(nn.Module):
         )
 
     @nn.nowrap
-    def _batch_stats(self, shape):
-        """The variables of the collection by name, and their values as the core's state."""
+    def _statistics(self, shape) -> dict[str, nn.Variable]:
+        """The variables of the collection, by the names that the core has for them."""
         dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
         variables = {
             "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, dtype),
@@ -197,7 +185,12 @@ class BatchNorm(nn.Module):
         known = self.has_variable("batch_stats", "count")
         if self._counts() and (known or self.is_mutable_collection("batch_stats")):
             variables["count"] = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
-        values = {name: variable.value for name, variable in variables.items()}
-        if self.force_float32_reductions:
-            values |= {name: at_least_float32(values[name]) for name in ("mean", "var")}
-        return variables, BatchStats(**{"count": np.zeros((), np.int32), **values})
+        return variables
+
+    @nn.nowrap
+    def _stored(self, name, new, old):
+        """A new statistic as its variable holds it."""
+        if name == "count":
+            # An open update counts each feature where the statistics came without a counter.
+            return new if jnp.ndim(old) else new.max()
+        return new if self.force_float32_reductions else new.astype(old.dtype)

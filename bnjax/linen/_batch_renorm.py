@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from flax import linen as nn
 
-from bnjax.core import batch_renorm
-from bnjax.core._batch_norm import SingleValue
+from bnjax._flax import renorm_of
 from bnjax.core._batch_renorm import Average, Limit
+from bnjax.core._programs import SingleValue
 from bnjax.linen._batch_norm import BatchNorm, field
 
 
@@ -58,9 +61,8 @@ class BatchRenorm(BatchNorm):
     average: Average = field(default="std", kw_only=True)
 
     @nn.nowrap
-    def _normalize(self, *args, **options):
-        options |= {"warmup_steps": self.warmup_steps, "average": self.average}
-        return batch_renorm(*args, r_max=self.r_max, d_max=self.d_max, **options)
+    def _core(self) -> Callable[..., Any]:
+        return renorm_of(self)
 
     @nn.nowrap
     def _counts(self) -> bool:

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
+from jax.typing import ArrayLike
 
+from bnjax._flax import as_input, inexact_dtype, param_dtype_of, reduced_axes, shared_options
 from bnjax.core import group_norm, instance_norm, layer_norm, rms_norm
-from bnjax.core._axes import Axes, canonical_axes, compute_dtype, inexact_dtype
-from bnjax.core._checks import as_array, as_mask, check_switch, param_dtype_of
+from bnjax.core._axes import Axes
+from bnjax.core._checks import as_array, canonical_axes, check_switch
 
 
 class LayerNorm(nn.Module):
@@ -73,7 +75,7 @@ class LayerNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
-    def __call__(self, x, *, mask=None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalise ``x``.
 
         Args:
@@ -83,8 +85,9 @@ class LayerNorm(nn.Module):
         Returns:
           ``y`` of the shape of ``x``.
         """
+        x = as_array(x, "x")
         scale, bias = _params(self, x, self.feature_axes)
-        axes = {"axes": _reduced(self, x), "param_axes": self.feature_axes}
+        axes: Any = {"axes": reduced_axes(self, x), "param_axes": self.feature_axes}
         return layer_norm(scale=scale, bias=bias, **axes, **_options(self, x, mask, scale, bias))
 
 
@@ -130,7 +133,7 @@ class RMSNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
-    def __call__(self, x, *, mask=None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalise ``x``.
 
         Args:
@@ -140,8 +143,9 @@ class RMSNorm(nn.Module):
         Returns:
           ``y`` of the shape of ``x``.
         """
+        x = as_array(x, "x")
         scale, _ = _params(self, x, self.feature_axes)
-        axes = {"axes": _reduced(self, x), "param_axes": self.feature_axes}
+        axes: Any = {"axes": reduced_axes(self, x), "param_axes": self.feature_axes}
         return rms_norm(scale=scale, **axes, **_options(self, x, mask, scale))
 
 
@@ -191,7 +195,7 @@ class InstanceNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
-    def __call__(self, x, *, mask=None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalise ``x``.
 
         Args:
@@ -201,6 +205,7 @@ class InstanceNorm(nn.Module):
         Returns:
           ``y`` of the shape of ``x``.
         """
+        x = as_array(x, "x")
         scale, bias = _params(self, x, self.feature_axes)
         options = _options(self, x, mask, scale, bias)
         return instance_norm(scale=scale, bias=bias, axis=self.feature_axes, **options)
@@ -259,7 +264,7 @@ class GroupNorm(nn.Module):
     force_float32_reductions: bool = True
 
     @nn.compact
-    def __call__(self, x, *, mask=None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalise ``x``.
 
         Args:
@@ -269,15 +274,16 @@ class GroupNorm(nn.Module):
         Returns:
           ``y`` of the shape of ``x``.
         """
+        x = as_array(x, "x")
         scale, bias = _params(self, x, -1)
         groups = {"num_groups": self.num_groups, "group_size": self.group_size}
         options = _options(self, x, mask, scale, bias)
-        return group_norm(scale=scale, bias=bias, axes=_reduced(self, x), **groups, **options)
+        return group_norm(scale=scale, bias=bias, axes=reduced_axes(self, x), **groups, **options)
 
 
-def _params(module: Any, x, feature_axes: Axes):
+def _params(module: Any, x: jax.Array, feature_axes: Axes):
     """``scale`` and ``bias`` of the module, where it has them."""
-    x, dtype = as_array(x, "x"), param_dtype_of(module.param_dtype)
+    dtype = param_dtype_of(module.param_dtype)
     shape = [x.shape[a] for a in canonical_axes(feature_axes, x.ndim, "feature_axes")]
 
     def param(name):
@@ -289,24 +295,11 @@ def _params(module: Any, x, feature_axes: Axes):
     return param("scale"), param("bias")
 
 
-def _reduced(module: Any, x):
-    """The axes to reduce, or None where the core is to choose."""
-    axes = module.reduction_axes
-    return None if axes is None else canonical_axes(axes, jnp.ndim(x), "reduction_axes")
-
-
-def _options(module: Any, x, mask, *params) -> dict[str, Any]:
+def _options(module: Any, x: jax.Array, mask, *params) -> dict[str, Any]:
     """``x`` and what every function of the core takes."""
-    x = jnp.asarray(x)
     dtype = module.dtype or inexact_dtype(x, *params)
-    options = {
-        "x": x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(compute_dtype(dtype)),
-        "epsilon": module.epsilon,
-        "mask": as_mask(mask),
-        "dtype": dtype,
-    }
-    if module.is_initializing():
-        # The input may be a tiny stand-in, outside of any mapping.
-        return options | ({} if isinstance(module, RMSNorm) else {"single_value": "allow"})
-    groups = module.axis_index_groups
-    return options | {"axis_name": module.axis_name, "axis_index_groups": groups}
+    initializing = module.is_initializing()
+    options = shared_options(module, mask, dtype, initializing)
+    if initializing and not isinstance(module, RMSNorm):
+        options["single_value"] = "allow"
+    return {"x": as_input(x, dtype), **options}

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
+from bnjax._flax import inexact_dtype, param_dtype_of
 from bnjax.core import SpectralState, init_spectral_norm, spectral_norm, weight_norm
-from bnjax.core._axes import Axes, canonical_axes, compute_dtype, inexact_dtype
-from bnjax.core._checks import check_switch, param_dtype_of
+from bnjax.core._axes import Axes, compute_dtype
+from bnjax.core._checks import canonical_axes, check_switch
 
 
 class WeightNorm(nn.Module):

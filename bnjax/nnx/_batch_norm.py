@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.nnx.module import first_from
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
+from jax.typing import ArrayLike
 
+from bnjax._flax import as_input, batch_stats_of, inexact_dtype, param_dtype_of, run_batch_norm
 from bnjax._switches import AS_CALLED, Switches
-from bnjax.core import BatchStats, PendingUpdate, batch_norm
-from bnjax.core._axes import at_least_float32, compute_dtype, inexact_dtype
-from bnjax.core._batch_norm import SingleValue
-from bnjax.core._checks import as_array, as_mask, check_switch, param_dtype_of
+from bnjax.core import batch_norm
+from bnjax.core._checks import as_array, check_switch
+from bnjax.core._programs import SingleValue
 
 
 class BatchNorm(nnx.Module):
@@ -140,7 +140,13 @@ class BatchNorm(nnx.Module):
         if self._counts():
             self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
-    def __call__(self, x, use_running_average: bool | None = None, *, mask=None) -> jax.Array:
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+    ) -> jax.Array:
         """Normalise ``x`` and, in training, update the running statistics.
 
         Args:
@@ -160,42 +166,28 @@ class BatchNorm(nnx.Module):
                 "nnx.view(model, use_running_average=...)."
             ),
         )
-        use_running_average = check_switch("use_running_average", use_running_average)
-        update_stats = check_switch("update_stats", self.update_stats)
-        stats = self._batch_stats()
+        variables = self._statistics()
+        stats = batch_stats_of(**{name: v[...] for name, v in variables.items()})
         pending = getattr(self, "pending", None)
         state = stats if pending is None else pending.get_value()
         x, scale, bias, dtype = self._promoted(as_array(x, "x"), stats)
-        normalize: Any = self._normalize if self.switches.corrected else batch_norm
-        y, new = normalize(
+        y, new = run_batch_norm(
+            self,
             x,
-            *self.switches.params(scale, bias),
+            scale,
+            bias,
             state,
-            **self.switches.modes(
-                train=not use_running_average,
-                update_stats=update_stats and not use_running_average,
-            ),
-            decay=self.momentum,
-            epsilon=self.epsilon,
-            axis=self.axis,
-            mask=as_mask(mask),
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            ddof=self.ddof,
-            debias=self.debias,
-            virtual_batch_size=self.virtual_batch_size,
-            skip_nonfinite=self.skip_nonfinite,
-            single_value=self.single_value,
-            unseen="warn" if hasattr(self, "count") else "allow",
+            self.switches,
+            use_running_average=use_running_average,
+            mask=mask,
             dtype=dtype,
+            counted="count" in variables,
         )
         if new is not state:
             if pending is not None:
                 pending.set_value(new)
-            after = new.after if isinstance(new, PendingUpdate) else new
-            for name in ("mean", "var", "count"):
-                if hasattr(self, name):
-                    getattr(self, name).set_value(getattr(after, name))
+            for name, variable in variables.items():
+                variable.set_value(getattr(new.after, name))
         return y
 
     def set_view(
@@ -212,18 +204,18 @@ class BatchNorm(nnx.Module):
         if switches is not None:
             self.switches = switches
 
-    def _normalize(self, *args, **options):
-        return batch_norm(*args, **options)
+    def _core(self) -> Callable[..., Any]:
+        """The function of the core that normalises."""
+        return batch_norm
 
     def _counts(self) -> bool:
         """Whether the updates are counted in ``count``."""
         return self.debias or self.momentum is None
 
-    def _batch_stats(self) -> BatchStats:
-        """The running statistics as the state of the functional core."""
-        count = self.count[...] if hasattr(self, "count") else np.zeros((), np.int32)
-        mean, var = at_least_float32(self.mean[...]), at_least_float32(self.var[...])
-        return BatchStats(mean, var, count)
+    def _statistics(self) -> dict[str, nnx.BatchStat]:
+        """The variables of the statistics, by the names that the core has for them."""
+        names = ("mean", "var", "count")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def _promoted(self, x, stats):
         """Input and parameters, and the dtype of the output, by Flax's rules of promotion."""
@@ -232,5 +224,4 @@ class BatchNorm(nnx.Module):
             arrays = (x, stats.mean, stats.var, scale, bias)
             x, _, _, scale, bias = self.promote_dtype(arrays, dtype=self.dtype)
         dtype = self.dtype or inexact_dtype(x, stats.mean, stats.var, scale, bias)
-        x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(compute_dtype(dtype))
-        return x, scale, bias, dtype
+        return as_input(x, dtype), scale, bias, dtype

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
 
-from bnjax.core import batch_renorm
-from bnjax.core._batch_norm import SingleValue
+from bnjax._flax import renorm_of
 from bnjax.core._batch_renorm import Average, Limit
+from bnjax.core._programs import SingleValue
 from bnjax.nnx._batch_norm import BatchNorm
 
 
@@ -73,9 +74,8 @@ class BatchRenorm(BatchNorm):
         self.warmup_steps = warmup_steps
         self.average: Average = average
 
-    def _normalize(self, *args, **options):
-        options |= {"warmup_steps": self.warmup_steps, "average": self.average}
-        return batch_renorm(*args, r_max=self.r_max, d_max=self.d_max, **options)
+    def _core(self) -> Callable[..., Any]:
+        return renorm_of(self)
 
     def _counts(self) -> bool:
         return True

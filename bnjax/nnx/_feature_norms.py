@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
+from jax.typing import ArrayLike
 
+from bnjax._flax import as_input, inexact_dtype, param_dtype_of, reduced_axes, shared_options
 from bnjax.core import group_norm, instance_norm, layer_norm, rms_norm
-from bnjax.core._axes import Axes, canonical_axes, compute_dtype, inexact_dtype
-from bnjax.core._checks import as_array, as_mask, check_switch, param_dtype_of
-from bnjax.core._feature_norms import groups_of
+from bnjax.core._axes import Axes
+from bnjax.core._checks import as_array, canonical_axes, check_switch
+from bnjax.core._group_norm import groups_of
 
 
 class LayerNorm(nnx.Module):
@@ -106,7 +108,7 @@ class LayerNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
 
-    def __call__(self, x, *, mask=None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalise ``x``.
 
         Args:
@@ -119,7 +121,7 @@ class LayerNorm(nnx.Module):
         x, (scale, bias), options = _ready(
             self, x, mask, (self.scale, self.bias), self.feature_axes
         )
-        axes: dict[str, Any] = {"axes": _reduced(self, x), "param_axes": self.feature_axes}
+        axes: dict[str, Any] = {"axes": reduced_axes(self, x), "param_axes": self.feature_axes}
         return layer_norm(x, scale, bias, **axes, **options)
 
 
@@ -187,7 +189,7 @@ class RMSNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
 
-    def __call__(self, x, mask=None) -> jax.Array:
+    def __call__(self, x: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
         """Normalise ``x``.
 
         Args:
@@ -198,7 +200,7 @@ class RMSNorm(nnx.Module):
           ``y`` of the shape of ``x``.
         """
         x, (scale,), options = _ready(self, x, mask, (self.scale,), self.feature_axes)
-        axes: dict[str, Any] = {"axes": _reduced(self, x), "param_axes": self.feature_axes}
+        axes: dict[str, Any] = {"axes": reduced_axes(self, x), "param_axes": self.feature_axes}
         return rms_norm(x, scale, **axes, **options)
 
 
@@ -272,7 +274,7 @@ class InstanceNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
 
-    def __call__(self, x, *, mask=None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalise ``x``.
 
         Args:
@@ -368,7 +370,7 @@ class GroupNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
 
-    def __call__(self, x, *, mask=None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalise ``x``.
 
         Args:
@@ -384,7 +386,7 @@ class GroupNorm(nnx.Module):
             raise ValueError(
                 f"x of shape {x.shape} must have {channels} channels, on its last axis."
             )
-        options |= {"num_groups": self.num_groups, "axes": _reduced(self, x)}
+        options |= {"num_groups": self.num_groups, "axes": reduced_axes(self, x)}
         return group_norm(x, scale, bias, **options)
 
 
@@ -395,31 +397,20 @@ def _param(name, use, init, rngs: nnx.Rngs, shape, dtype, metadata):
     return nnx.Param(init(rngs.params(), shape, dtype), **metadata)
 
 
-def _reduced(module: Any, x):
-    """The axes to reduce, or None where the core is to choose."""
-    axes = module.reduction_axes
-    return None if axes is None else canonical_axes(axes, x.ndim, "reduction_axes")
-
-
-def _ready(module: Any, x, mask, params, feature_axes) -> tuple[jax.Array, Any, dict[str, Any]]:
+def _ready(
+    module: Any, x: ArrayLike, mask, params, feature_axes: Axes
+) -> tuple[jax.Array, Any, dict[str, Any]]:
     """Input and parameters by Flax's rules of promotion, and options every function takes."""
     arrays = (as_array(x, "x"), *(None if v is None else v[...] for v in params))
     if module.promote_dtype is not dtypes.promote_dtype:
         arrays = module.promote_dtype(arrays, dtype=module.dtype)
     dtype = module.dtype or inexact_dtype(*arrays)
-    x, *params = arrays
-    x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(compute_dtype(dtype))
-    shape = [x.shape[a] for a in canonical_axes(feature_axes, x.ndim, "feature_axes")]
+    given, *params = arrays
+    shape = [given.shape[a] for a in canonical_axes(feature_axes, given.ndim, "feature_axes")]
 
     def unfold(v):
         """A vector of parameters in the shape of the features; a misfit is the core's to refuse."""
         return v if v is None or v.size != math.prod(shape) else v.reshape(shape)
 
-    options = {
-        "epsilon": module.epsilon,
-        "mask": as_mask(mask),
-        "axis_name": module.axis_name,
-        "axis_index_groups": module.axis_index_groups,
-        "dtype": dtype,
-    }
-    return x, [unfold(v) for v in params], options
+    options = shared_options(module, mask, dtype)
+    return as_input(given, dtype), [unfold(v) for v in params], options

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from flax import nnx
 
+from bnjax._flax import batch_stats_of
 from bnjax.core import begin_update
 from bnjax.nnx._batch_norm import BatchNorm
 
@@ -53,11 +54,12 @@ def one_update(model: nnx.Module) -> Iterator[None]:
 
 def open_update(layer: BatchNorm) -> None:
     """Let the next calls of ``layer`` make one update, until its ``pending`` is deleted."""
-    stats = layer._batch_stats()
-    for name in ("mean", "var"):
+    variables = layer._statistics()
+    stats = batch_stats_of(**{name: v[...] for name, v in variables.items()})
+    for name, variable in variables.items():
         # In the dtype that an update leaves, so that a scan can carry them.
-        getattr(layer, name).set_value(getattr(stats, name))
-    if not hasattr(layer, "count"):
+        variable.set_value(getattr(stats, name))
+    if "count" not in variables:
         # One count a feature, so that a scan over layers can cut it like the rest.
         stats = stats._replace(count=np.zeros(stats.mean.shape, np.int32))
     layer.pending = BatchMoments(begin_update(stats))

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 
 from bnjax.core import BatchStats
-from bnjax.core._axes import canonical_axes, whole_number
-from bnjax.core._normalize import check_epsilon
+from bnjax.core._checks import canonical_axes, check_epsilon, whole_number
 from bnjax.surgery._arrays import double, narrow
 
 

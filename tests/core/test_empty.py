@@ -55,8 +55,6 @@ MODES = {
     "debias": {"train": True, "debias": True},
     "average": {"train": True, "decay": None},
     "sample variance": {"train": True, "ddof": 1},
-    "l1": {"train": True, "spread": "l1"},
-    "linf": {"train": True, "spread": "linf"},
     "renorm": {"train": True},
     "pending": {"train": True},
 }

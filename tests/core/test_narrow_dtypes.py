@@ -21,7 +21,6 @@ FUNCTIONS = {
     "evaluate": lambda x, v: bnjax.batch_norm(x, v, v, STATS, train=False),
     "masked": lambda x, v: bnjax.batch_norm(x, v, v, STATS, train=True, mask=x != 1),
     "virtual": lambda x, v: bnjax.batch_norm(x, v, v, STATS, train=True, virtual_batch_size=3),
-    "linf": lambda x, v: bnjax.batch_norm(x, v, v, STATS, train=True, spread="linf"),
     "renorm": lambda x, v: bnjax.batch_renorm(x, v, v, STATS, train=True),
     "layer": lambda x, v: bnjax.layer_norm(x, v, v),
     "rms": lambda x, v: bnjax.rms_norm(x, v),

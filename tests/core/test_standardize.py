@@ -10,7 +10,7 @@ from jax.ad_checkpoint import print_saved_residuals
 
 import bnjax
 from bnjax import testing
-from bnjax.core._standardize import virtual_batches
+from bnjax.core._virtual_batches import virtual_batches
 from tests._derivatives import check_derivatives
 
 

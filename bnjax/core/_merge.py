@@ -1,7 +1,8 @@
-"""Merging over devices: the names of mapped axes, and the two collectives a layer needs."""
+"""What statistics are merged over beside the axes of ``x``, and the two collectives that takes."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,9 +11,12 @@ from jax import lax
 
 from bnjax.core._sharding import cuttable, sharded_like
 
+AxisName = Hashable | tuple[Hashable, ...] | list[Hashable]
+IndexGroups = Sequence[Sequence[int]]
 
-class Pool(NamedTuple):
-    """A feature axis whose neighbours share their statistics, in groups (static)."""
+
+class Groups(NamedTuple):
+    """Runs of neighbours on a feature axis that share their statistics (static)."""
 
     axis: int
     size: int  # of a group
@@ -31,26 +35,28 @@ class Pool(NamedTuple):
         return sharded_like(each.reshape(like.shape), like)
 
 
-class Sync(NamedTuple):
-    """What statistics are merged over, after the axes of ``x`` (static)."""
+class Over(NamedTuple):
+    """What statistics are merged over, after the axes of ``x``: devices, and groups (static)."""
 
-    axis_name: tuple = ()
-    axis_index_groups: tuple | None = None
-    pool: Pool | None = None
+    axis_name: tuple[Hashable, ...] = ()
+    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    groups: Groups | None = None
 
 
-def canonical_axis_name(x, axis_name, axis_index_groups=None) -> Sync:
-    """``axis_name`` (a name, several, or None) as a hashable :class:`Sync` for ``x``."""
+def over_devices(
+    x: jax.Array, axis_name: AxisName | None, axis_index_groups: IndexGroups | None = None
+) -> Over:
+    """The mapped axes of ``axis_name`` (a name, several, or None), as far as ``x`` needs them."""
     if axis_name is None:
         if axis_index_groups is not None:
             raise ValueError("axis_index_groups cut the indices of axis_name, which is None.")
-        return Sync()
+        return Over()
     names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
     for name in names:
         _check_bound(name)
     tracked = jax.typeof(x).manual_axis_type.varying  # by checked shard_map
     if axis_index_groups is not None:
-        return Sync(names, _groups(axis_index_groups, names, tracked))
+        return Over(names, _index_groups(axis_index_groups, names, tracked))
     # Over one device there is nothing to merge. Only checked shard_map and vmap must see a
     # collective, or they take the statistics to differ from device to device, from lane to lane.
     # (A collective over lanes within checked shard_map is beyond JAX.)
@@ -59,7 +65,7 @@ def canonical_axis_name(x, axis_name, axis_index_groups=None) -> Sync:
     def idle(name):
         return lax.axis_size(name) == 1 and name not in tracked and bool(name in mesh or tracked)
 
-    return Sync(tuple(name for name in names if not idle(name)))
+    return Over(tuple(name for name in names if not idle(name)))
 
 
 def _check_bound(name) -> None:
@@ -74,7 +80,7 @@ def _check_bound(name) -> None:
         ) from None
 
 
-def _groups(groups, names, tracked) -> tuple:
+def _index_groups(groups, names, tracked) -> tuple[tuple[int, ...], ...]:
     """``groups`` as tuples, where JAX can merge within them; or a clear error."""
     size = lax.axis_size(names)
     try:
@@ -101,44 +107,44 @@ def _groups(groups, names, tracked) -> tuple:
     return groups
 
 
-def devices(sync: Sync) -> int:
+def devices(over: Over) -> int:
     """How many devices (or mapped lanes) are merged; known at trace time."""
-    if sync.axis_index_groups is not None:
-        return len(sync.axis_index_groups[0])
-    return lax.axis_size(sync.axis_name) if sync.axis_name else 1
+    if over.axis_index_groups is not None:
+        return len(over.axis_index_groups[0])
+    return lax.axis_size(over.axis_name) if over.axis_name else 1
 
 
-def single_lane(sync: Sync) -> bool:
+def single_lane(over: Over) -> bool:
     """Whether all axes are of ``vmap`` and of size 1."""
     mesh = jax.sharding.get_abstract_mesh().axis_names
-    return devices(sync) == 1 and not any(name in mesh for name in sync.axis_name)
+    return devices(over) == 1 and not any(name in mesh for name in over.axis_name)
 
 
-def merged_sets(sync: Sync) -> int:
+def merged_sets(over: Over) -> int:
     """How many sets of numbers are merged into one."""
-    return devices(sync) * (sync.pool.size if sync.pool else 1)
+    return devices(over) * (over.groups.size if over.groups else 1)
 
 
-def sum_over(*sums, sync: Sync):
-    """Each of ``sums`` over the groups and all devices on ``sync``, in one collective."""
-    if sync.pool:
-        sums = [sync.pool.share(jnp.sum(sync.pool.stack(v), 0), v) for v in sums]
-    if not sync.axis_name:
+def sum_over(*sums: jax.Array, over: Over) -> Sequence[jax.Array]:
+    """Each of ``sums`` over its group and all devices, in one collective."""
+    if over.groups:
+        sums = tuple(over.groups.share(jnp.sum(over.groups.stack(v), 0), v) for v in sums)
+    if not over.axis_name:
         return sums
-    if single_lane(sync):
-        return [lax.psum(v, sync.axis_name) for v in sums]
-    stacked, _ = _vary(jnp.stack(sums), sync.axis_name)
-    return lax.psum(stacked, sync.axis_name, axis_index_groups=sync.axis_index_groups)
+    if single_lane(over):
+        return [lax.psum(v, over.axis_name) for v in sums]
+    stacked, _ = _vary(jnp.stack(sums), over.axis_name)
+    return tuple(lax.psum(stacked, over.axis_name, axis_index_groups=over.axis_index_groups))
 
 
-def all_gather(v: jax.Array, sync: Sync) -> jax.Array:
+def all_gather(v: jax.Array, over: Over) -> jax.Array:
     """``v`` of every device, stacked on a new leading axis."""
-    if sync.axis_index_groups is not None:
-        return lax.all_gather(v, sync.axis_name, axis_index_groups=sync.axis_index_groups)
+    if over.axis_index_groups is not None:
+        return lax.all_gather(v, over.axis_name, axis_index_groups=over.axis_index_groups)
     mesh_names = jax.sharding.get_abstract_mesh().axis_names
-    mesh = tuple(name for name in sync.axis_name if name in mesh_names)
+    mesh = tuple(name for name in over.axis_name if name in mesh_names)
     stacked = v[None]
-    for name in sync.axis_name:
+    for name in over.axis_name:
         if name not in mesh:  # an axis of vmap, which gathers one name at a time
             stacked = lax.all_gather(stacked, name).reshape(-1, *v.shape)
     if mesh:

@@ -1,0 +1,135 @@
+"""The map of every norm, from ``x`` and five vectors to ``y``, and its tangent."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from bnjax.core._axes import zero_unless
+from bnjax.core._shift import deviations
+from bnjax.core._xla import once, remember_inputs
+
+
+class Affine(NamedTuple):
+    r"""The vectors of :math:`y = (x - \mu - \mu_{lo})\, \sigma^{-1}\, \gamma + \beta`.
+
+    All of the rank of ``x``; None stands for 0, or 1 of a scale. A tangent has the same fields, and
+    none in ``mean_lo``: the sum of both means is what varies.
+    """
+
+    mean: jax.Array
+    mean_lo: jax.Array | None
+    inv_std: jax.Array
+    scale: jax.Array | None
+    bias: jax.Array | None
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def affine(x: jax.Array, mask: jax.Array | None, by: Affine, dtype: DTypeLike) -> jax.Array:
+    """``x`` by given vectors, in the dtype of their mean, rounded once to ``dtype``."""
+    return affine_value(x, mask, by).astype(dtype)
+
+
+@affine.defjvp
+def _affine_jvp(dtype, primals, tangents):
+    def tangent(x, mask, by, dx, dby):
+        return affine_tangent(x, mask, by, dx, dby).astype(dtype)
+
+    (x, mask, by), (dx, _, dby) = primals, tangents
+    return affine(x, mask, by, dtype), remember_inputs(tangent)(x, mask, by, dx, dby)
+
+
+def affine_value(x: jax.Array, mask: jax.Array | None, by: Affine) -> jax.Array:
+    """The map itself: one product and one sum an entry, with the shifts folded into one vector.
+
+    An entry that is not live is ``bias`` to the last bit, whatever ``mean_lo`` is. Where ``scale``
+    varies along axes that ``inv_std`` does not (layer norm), it is a factor of its own.
+    """
+    live = _live(x, mask)
+    centred = zero_unless(live, x.astype(by.mean.dtype) - by.mean)
+    scale_apart = not _of_same_features(by.inv_std, by.scale)
+    gain = once(_gain(by.inv_std, None if scale_apart else by.scale, centred), by.inv_std)
+    shift = None if by.mean_lo is None else -by.mean_lo * gain
+    if live is None and not scale_apart and _of_same_features(by.inv_std, by.bias):
+        shift = _sum(shift, by.bias)
+        return centred * gain if shift is None else centred * gain + once(shift, by.inv_std)
+    y = centred * gain if shift is None else centred * gain + once(shift, by.inv_std)
+    y = zero_unless(live, y)
+    y = y * by.scale if by.scale is not None and scale_apart else y
+    return _sum(y, by.bias)
+
+
+def affine_tangent(
+    x: jax.Array, mask: jax.Array | None, by: Affine, dx: jax.Array, dby: Any
+) -> jax.Array:
+    r"""Tangent of :func:`affine_value`, through two vectors and no reduction of its own.
+
+    .. math::
+        \dot y = g\,\dot x + (x - \mu)\,\dot g + u, \qquad
+        u = \dot\beta - g\,\dot\mu - \mu_{lo}\,\dot g, \qquad g = \gamma / \sigma
+
+    An entry that is not live is the constant ``bias``: its tangent is that of ``bias`` alone.
+    The transpose needs :math:`\sum \bar y` and :math:`\sum \bar y (x - \mu)`, which one fused
+    read of ``x`` and the cotangent gives, and one elementwise pass.
+    """
+    live, dx = _live(x, mask), dx.astype(by.mean.dtype)
+    if by.scale is not None and not _of_same_features(by.inv_std, by.scale):
+        return _tangent_with_scale_apart(x, live, by, by.scale, dx, dby)
+    centred, mean_lo = _centred(x, live, by, 2)
+    gain = once(_gain(by.inv_std, by.scale, centred), by.inv_std)
+    dgain = _gain(dby.inv_std, by.scale, centred)
+    if by.scale is not None:
+        dgain = dgain + by.inv_std.astype(centred.dtype) * dby.scale
+    u = -gain * dby.mean - mean_lo * dgain
+    if live is None and _of_same_features(by.inv_std, dby.bias):
+        return gain * dx + centred * dgain + _sum(u, dby.bias)
+    return _sum(zero_unless(live, gain * dx + centred * dgain + u), dby.bias)
+
+
+def _tangent_with_scale_apart(x, live, by: Affine, scale, dx, dby):
+    """The same where ``scale`` varies along other axes than ``inv_std``: a product of two.
+
+    The transpose has sums along the axes of both. Each is given vectors of its own, so that no
+    product of the size of ``x`` is shared, which XLA on CPU would store.
+    """
+    (centred, mean_lo), (again, again_lo) = _centred(x, live, by, 2), _centred(x, live, by, 3)
+    inv_std, dinv_std = (v.astype(centred.dtype) for v in (by.inv_std, dby.inv_std))
+    scales = [once(scale, k * jnp.real(scale)) for k in (1, 2)]
+    other = once(inv_std, 2 * jnp.real(inv_std))
+    u = -inv_std * dby.mean - mean_lo * dinv_std
+    dy = inv_std * dx * scale + centred * dinv_std * scales[0] + u * scales[1]
+    dy = zero_unless(live, dy + (again - again_lo) * other * dby.scale)
+    return _sum(dy, dby.bias)
+
+
+def _live(x, mask):
+    """Which entries the output depends on: all (None) but those masked and not finite."""
+    return None if mask is None else mask | jnp.isfinite(x)
+
+
+def _centred(x, live, by: Affine, reader: int):
+    """``x - mean`` about a shift of the reader's own, and what is still to be subtracted."""
+    centred, rest = deviations(x, by.mean, live, reader)
+    return centred, rest if by.mean_lo is None else rest + by.mean_lo
+
+
+def _of_same_features(inv_std, v) -> bool:
+    """Whether ``v`` (or None) varies along no other axes than ``inv_std``."""
+    if v is None:
+        return True
+    return all(b == 1 or a == b for a, b in zip(inv_std.shape, v.shape, strict=True))
+
+
+def _gain(inv_std, scale, like):
+    """``inv_std * scale``, what a deviation from the mean is multiplied by."""
+    gain = inv_std if scale is None else inv_std.astype(scale.dtype) * scale
+    return gain.astype(like.dtype)
+
+
+def _sum(a: Any, b: Any) -> Any:
+    """``a + b``, where either may be None."""
+    return b if a is None else a if b is None else a + b
