@@ -1,6 +1,6 @@
 """Several devices: what a layer makes them send, how far they agree with one, and time.
 
-One batch, spread over 1, 2, 4 and 8 virtual CPU devices. Counted in the program that XLA made:
+One batch, sharded over 1, 2, 4 and 8 virtual CPU devices. Counted in the program that XLA made:
 
 * collectives, and the bytes that a device puts into them, see `collectives`; forward, backward to
   dx, and backward to dx, dscale and dbias. The gradients of scale and bias are sums over all
@@ -31,7 +31,7 @@ from experiments.benchmarks.panels import Panel, contestants_of, ratio_panel
 from experiments.benchmarks.problem import Problem, draw, pose
 from experiments.benchmarks.progress import Progress
 from experiments.benchmarks.settings import Settings, Shape, shape_name
-from experiments.benchmarks.spread import (
+from experiments.benchmarks.sharded import (
     ALL,
     EACH,
     FORWARD,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from experiments.benchmarks.claims import Finding
+from experiments.benchmarks.claims import SKIPPED, Finding
 from experiments.benchmarks.timing import Estimate, geometric_mean, paired_ratios, quartiles
 from experiments.common.records import Record
 
@@ -66,13 +66,13 @@ def table(panel: Panel) -> Table:
 
 def claims_table(findings: Sequence[Finding]) -> Table:
     """The closing table."""
-    made = Table("claim", "quantity", "bound", "found", "verdict")
+    made = Table("claim", "quantity", "bound", "aimed at", "found", "verdict")
     for finding in findings:
         estimate = Estimate(finding.found, finding.low, finding.high)
-        found = "" if finding.verdict == "skipped" else with_interval(estimate)
-        made.add_row(
-            finding.claim, finding.quantity, f"{finding.bound:.4g}", found, finding.verdict
-        )
+        found = "" if finding.verdict == SKIPPED else with_interval(estimate)
+        aim = "" if finding.aim is None else f"{finding.aim:.4g}"
+        figures = f"{finding.bound:.4g}", aim, found
+        made.add_row(finding.claim, finding.quantity, *figures, finding.verdict)
     return made
 
 

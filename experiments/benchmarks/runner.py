@@ -12,21 +12,20 @@ A benchmark is a module of this package with
 
 import dataclasses
 import time
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from experiments.benchmarks import machine
-from experiments.benchmarks.claims import RULE, Finding, all_hold, check
+from experiments.benchmarks.claims import all_hold, check
 from experiments.benchmarks.figure import draw
-from experiments.benchmarks.panels import Panel, claims_table, table
+from experiments.benchmarks.panels import claims_table, table
 from experiments.benchmarks.progress import Progress
 from experiments.benchmarks.settings import Settings
+from experiments.benchmarks.summary import module_of, summary
 from experiments.common import plots, results
 from experiments.common.errors import UserError
 from experiments.common.progress import make_console
-from experiments.common.records import Record, to_json, without_nan
+from experiments.common.records import Record, to_json
 from experiments.options import Benchmark
 
 CLAIM_FAILED = 1
@@ -35,7 +34,7 @@ BUSY = 0.5  # processes running beside this one, on average
 
 def run(options: Benchmark) -> int:
     """Measures, checks and draws; returns 0, or 1 if a claim fails."""
-    module = import_module(f"experiments.benchmarks.{options.name}")
+    module = module_of(options.name)
     settings = choose_settings(module, options)
     out = options.out or Path("runs") / f"benchmark-{options.name}"
     figure = f"{options.name}.png"
@@ -54,7 +53,8 @@ def run(options: Benchmark) -> int:
         panels = module.panels(records)
         claimed = settings.dtype == "float32"
         findings = check(module.CLAIMS, module.estimates(records) if claimed else {})
-        results.write_json(stage / results.SUMMARY, _summary(options.name, findings, panels))
+        shown = [panel.as_json() for panel in panels]
+        results.write_json(stage / results.SUMMARY, summary(options.name, findings, shown))
         with plots.style():
             plots.save(draw(_title(module), panels), stage / figure)
     for panel in panels:
@@ -81,12 +81,6 @@ def _measure(module: ModuleType, settings: Settings, progress: Progress, path: P
             file.write(to_json(record) + "\n")
             records.append(record)
     return records
-
-
-def _summary(name: str, findings: list[Finding], panels: list[Panel]) -> dict[str, Any]:
-    rows = [finding._asdict() for finding in findings]
-    content = {"benchmark": name, "claims": rows, "rule": RULE}
-    return without_nan(content | {"panels": [panel.as_json() for panel in panels]})
 
 
 def _title(module: ModuleType) -> str:

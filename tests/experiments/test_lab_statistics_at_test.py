@@ -23,7 +23,7 @@ from experiments.lab.inference.batches import batch_accuracy, by_class
 from experiments.lab.inference.settings import BATCH, ONE_CLASS, RECALIBRATED, RUNNING, SHUFFLED
 from experiments.lab.landscape.explore import along_gradient, layers
 from experiments.lab.landscape.explore import covariate_shift as shift_of
-from experiments.lab.landscape.networks import NoisyBatchNorm, SpreadNorm, disturb
+from experiments.lab.landscape.networks import NoisyBatchNorm, disturb
 from experiments.lab.landscape.settings import L1, LINF, NETWORKS, NOISY
 from experiments.lab.transfer.examples import draw_batches, draw_examples, half
 from experiments.lab.transfer.settings import WAYS
@@ -293,7 +293,7 @@ def test_layers_are_numbered_from_the_input():
     assert list(layers(paths).values()) == [0, 1, 1, 2]
 
 
-def test_the_noise_has_another_mean_and_spread_in_each_channel_and_step():
+def test_the_noise_has_another_mean_and_scale_in_each_channel_and_step():
     y = np.random.default_rng(0).normal(size=(3000, 6)).astype(np.float32)
     first, second = (np.asarray(disturb(jax.random.key(k), jnp.asarray(y))) for k in (0, 1))
     for z in (first, second):
@@ -312,20 +312,6 @@ def test_noise_is_of_training_only_and_new_at_every_step():
     np.testing.assert_array_equal(once, again)
     assert np.abs(once - later).max() > 0.01
     np.testing.assert_allclose(np.asarray(evaluate.apply(variables, x)), x, rtol=1e-4)
-
-
-@pytest.mark.parametrize("spread", ["l1", "linf"])
-def test_spread_norm(spread):
-    x = np.random.default_rng(0).normal(2, 3, size=(16, 3)).astype(np.float32)
-    layer = SpreadNorm(spread, use_running_average=False, momentum=0.0)
-    variables = layer.init(jax.random.key(0), x)
-    y, updated = layer.apply(variables, x, mutable=["batch_stats"])
-    deviation = np.abs(x - x.mean(0, dtype=np.float64))
-    expected = (x - x.mean(0)) / (deviation.mean(0) if spread == "l1" else deviation.max(0))
-    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
-    running = SpreadNorm(spread, use_running_average=True, momentum=0.0)
-    later = np.asarray(running.apply({**variables, **updated}, x))
-    np.testing.assert_allclose(later, y, rtol=1e-5, atol=1e-6)
 
 
 SMOOTH = {"width": 0.1, "change": 1.0, "beta": 5.0, "shift": 2.0, "cosine": 0.2, "slow": 20}

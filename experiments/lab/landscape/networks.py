@@ -1,5 +1,6 @@
 """The five networks: one architecture, five norms."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import bnjax
 from bnjax.linen import BatchNorm
 from experiments.common.data import Dataset
 from experiments.common.loop import one_by_one
@@ -16,6 +16,7 @@ from experiments.common.models import MLP, ConvNet, Norm, OfPixels
 from experiments.common.settings import NORMALISED, PLAIN
 from experiments.common.trials import Trial, training
 from experiments.lab.landscape.explore import explore, unrolled
+from experiments.lab.landscape.lp_norm import LpBatchNorm
 from experiments.lab.landscape.settings import L1, LINF, NETWORKS, NOISY, LandscapeSettings
 
 MEAN, STD = 0.5, 1.25  # a channel's shift is drawn from +-0.5, its scale from 1 to 1.25 ...
@@ -23,7 +24,7 @@ JITTER = 0.1  # ... and each activation's from within 0.1 of that
 
 
 class NoisyBatchNorm(nn.Module):
-    r"""Batch norm, and in training noise of a mean and a spread that change at every step.
+    r"""Batch norm, and in training noise of a mean and a scale that change at every step.
 
     .. math::
         z_{ij} = s_{ij} y_{ij} + m_{ij}, \quad m_{ij} \sim U(\mu_j \pm 0.1), \quad
@@ -66,43 +67,12 @@ def disturb(key: jax.Array, y: jax.Array) -> jax.Array:
     return (std + JITTER * jax.random.normal(scales, y.shape, y.dtype)) * y + shift
 
 
-class SpreadNorm(nn.Module):
-    """Batch norm by another measure of spread: `bnjax.batch_norm(..., spread=spread)`."""
-
-    spread: str
-    use_running_average: bool
-    momentum: float
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises `x` (..., channels)."""
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        stats: Any = self.variable("batch_stats", "stats", bnjax.init_batch_stats, channels)
-        y, updated = bnjax.batch_norm(
-            x,
-            scale,
-            bias,
-            stats.value,
-            train=not self.use_running_average,
-            decay=self.momentum,
-            unseen="allow",
-            dtype=self.dtype,
-            spread=self.spread,  # type: ignore[arg-type]
-        )
-        if not (self.use_running_average or self.is_initializing()):
-            stats.value = updated
-        return y
-
-
 NORMS: dict[str, Norm | None] = {
     PLAIN: None,
     NORMALISED: BatchNorm,
     NOISY: NoisyBatchNorm,
-    L1: partial(SpreadNorm, "l1"),
-    LINF: partial(SpreadNorm, "linf"),
+    L1: partial(LpBatchNorm, 1),
+    LINF: partial(LpBatchNorm, math.inf),
 }
 
 

@@ -1,4 +1,4 @@
-"""Batch norm spread over devices, as each JAX library has it: layers, meshes and programs.
+"""Batch norm of a batch sharded over devices, in each JAX library: layers, meshes and programs.
 
 `axis_name` is for layers that run inside `jax.shard_map`, one program a device. Under plain `jit`
 over a sharded array there is one program for all, and XLA finds out what devices must exchange.
@@ -21,7 +21,7 @@ FORWARD, INPUT, ALL = "forward", "dx", "dx, dscale and dbias"  # what a program 
 
 
 class Way(NamedTuple):
-    """A layer, and how it is spread."""
+    """A layer, and how it is sharded."""
 
     build: Callable[..., Layer]
     axis_name: str | None = AXIS
