@@ -27,13 +27,6 @@ def size_of(shape: Shape, axes: tuple[int, ...]) -> int:
     return math.prod(shape[a] for a in axes)
 
 
-def expand(features: jax.Array, shape: Shape, kept: tuple[int, ...]) -> jax.Array:
-    """A per-feature array, or a scalar, of the rank of ``shape``: ones where nothing is kept."""
-    if features.ndim == 0:
-        return features.reshape((1,) * len(shape))
-    return features.reshape(tuple(n if a in kept else 1 for a, n in enumerate(shape)))
-
-
 def zero_unless(counts: jax.Array | None, v: jax.Array) -> jax.Array:
     """``v`` where ``counts``, 0 elsewhere; all of ``v`` for None."""
     return v if counts is None else jnp.where(counts, v, 0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import jax
 from jax.typing import ArrayLike, DTypeLike
 
-from bnjax.core._axes import Axes, other_axes
+from bnjax.core._axes import Axes
 from bnjax.core._batch_stats import update_for
-from bnjax.core._checks import as_inexact, canonical_axes
 from bnjax.core._merge import AxisName, IndexGroups
 from bnjax.core._programs import SingleValue, State, Unseen, mode_for, run
-from bnjax.core._rule import inputs_for, rule_for
+from bnjax.core._rule import of_batch
 
 
 def batch_norm(
@@ -136,11 +135,8 @@ def batch_norm(
     and its running variance has ddof=1. Flax computes ``E[x²] - E[x]²`` by default, averages
     means over devices and has no count.
     """
-    x = as_inexact(x, "x")
-    kept = canonical_axes(axis, x.ndim, "axis")
-    axes, devices = other_axes(kept, x.ndim), (axis_name, axis_index_groups)
-    rule = rule_for(x, axes, kept, epsilon, dtype, *devices, virtual_batch_size)
-    inputs = inputs_for(rule, x, mask, scale, bias)
+    options = epsilon, dtype, axis_name, axis_index_groups, virtual_batch_size
+    inputs, rule = of_batch(x, mask, scale, bias, axis, *options)
     update = update_for(decay, ddof, debias, skip_nonfinite)
     mode = mode_for(train, update_stats, single_value, unseen)
     return run(inputs, batch_stats, None, rule, update, mode)

@@ -10,11 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from bnjax.core._axes import Axes, other_axes
+from bnjax.core._axes import Axes
 from bnjax.core._batch_stats import update_for
 from bnjax.core._checks import (
-    as_inexact,
-    canonical_axes,
     check_choice,
     is_real,
     known_value,
@@ -22,7 +20,7 @@ from bnjax.core._checks import (
 )
 from bnjax.core._merge import AxisName, IndexGroups
 from bnjax.core._programs import Limits, SingleValue, State, Unseen, check_state, mode_for, run
-from bnjax.core._rule import inputs_for, rule_for
+from bnjax.core._rule import of_batch
 
 Average = Literal["std", "var"]
 # A number, an array, or a schedule: a function of the number of updates such as optax makes.
@@ -107,11 +105,8 @@ def batch_renorm(
     ``warmup_steps=100_000, average="var"``. Keras' ``renorm=True`` clips only what it is told to;
     PyTorch and Flax have nothing like it.
     """
-    x = as_inexact(x, "x")
-    kept = canonical_axes(axis, x.ndim, "axis")
-    axes, devices = other_axes(kept, x.ndim), (axis_name, axis_index_groups)
-    rule = rule_for(x, axes, kept, epsilon, dtype, *devices, virtual_batch_size)
-    inputs = inputs_for(rule, x, mask, scale, bias)
+    options = epsilon, dtype, axis_name, axis_index_groups, virtual_batch_size
+    inputs, rule = of_batch(x, mask, scale, bias, axis, *options)
     check_choice("average", average, get_args(Average))
     update = update_for(decay, ddof, debias, skip_nonfinite)
     update = update.of_std(rule.epsilon) if average == "std" else update

@@ -22,8 +22,9 @@ from bnjax.core._checks import (
     check_type,
     whole_number,
 )
-from bnjax.core._moments import MeanVariance, Moments
+from bnjax.core._moments import Moments
 from bnjax.core._sharding import sharded_like
+from bnjax.core._statistics import MeanVariance
 
 MAKE_ONE = (
     "Make one with bnjax.init_batch_stats(num_features), or BatchStats(**d) of a restored dict."

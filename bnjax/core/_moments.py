@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from bnjax.core._axes import Axes
 from bnjax.core._checks import as_inexact, as_mask, canonical_axes, check_type
-from bnjax.core._merge import AxisName, over_devices
-from bnjax.core._statistics import Statistics, abs_sq, statistics
+from bnjax.core._merge import AxisName
+from bnjax.core._rule import Rule, rule_for
+from bnjax.core._statistics import abs_sq, statistics
 
 
 class Moments(NamedTuple):
@@ -150,45 +150,11 @@ def moments(
     which is 100 % off at an offset of 10⁴ standard deviations.
     """
     x = as_inexact(x, "x")
-    axes = canonical_axes(axes, x.ndim, "axes")
-    return _moments(x, as_mask(mask, x), axes, over_devices(x, axis_name))
+    rule = rule_for(x, canonical_axes(axes, x.ndim, "axes"), (), 0.0, None, axis_name)
+    return _moments(x, as_mask(mask, x), rule)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _moments(x, mask, axes, over) -> Moments:
-    return compact(statistics(x, mask, axes, over), axes).moments()
-
-
-class MeanVariance(NamedTuple):
-    """Moments by their variance: ``m2`` is ``count`` times as large, and overflows that earlier."""
-
-    count: jax.Array | float  # () or (*features)
-    mean: jax.Array  # (*features)
-    variance: jax.Array  # (*features)
-
-    def var(self, ddof: int = 0) -> jax.Array:
-        """As of :class:`Moments`."""
-        if ddof == 0:
-            return self.variance
-        degrees = self.count - ddof
-        if isinstance(degrees, (int, float)):  # known at trace time
-            return self.variance * (self.count / degrees if degrees > 0 else 0.0)
-        ratio = self.count / jnp.where(degrees > 0, degrees, 1)
-        return jnp.where(degrees > 0, self.variance * ratio, 0)
-
-    def moments(self) -> Moments:
-        """The same as :class:`Moments`."""
-        return Moments(self.count, self.mean, self.variance * self.count)
-
-
-def compact(stats: Statistics, axes: tuple[int, ...], known: float | None = None) -> MeanVariance:
-    """Statistics as users see them: reduced axes removed, the mean rounded once.
-
-    ``known`` takes the place of the count where that is known at trace time.
-    """
-    if known is not None:
-        count = known
-    else:
-        one = stats.count.size == 1
-        count = stats.count.reshape(()) if one else lax.squeeze(stats.count, axes)
-    return MeanVariance(count, lax.squeeze(stats.mean, axes), lax.squeeze(stats.var, axes))
+@functools.partial(jax.jit, static_argnames="rule")
+def _moments(x: jax.Array, mask: jax.Array | None, rule: Rule) -> Moments:
+    stats = statistics(x, mask, rule).compact(rule.axes)
+    return Moments(stats.count, stats.mean, stats.m2)

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from bnjax.core._affine import Affine, affine
-from bnjax.core._axes import Axes, compute_dtype, expand, real_dtype
-from bnjax.core._checks import as_array, as_features, as_inexact, canonical_axes, check_epsilon
-from bnjax.core._inverse_std import inverse_std
-from bnjax.core._rule import inputs_for, rule_for
+from bnjax.core._affine import Affine, affine, inverse_std
+from bnjax.core._axes import Axes, other_axes, real_dtype
+from bnjax.core._checks import as_array, as_features, as_inexact, canonical_axes
+from bnjax.core._rule import Rule, inputs_for, rule_for
 
 
 def normalize(
@@ -54,21 +53,20 @@ def normalize(
     """
     x = as_inexact(x, "x")
     kept = canonical_axes(axis, x.ndim, "axis")
-    mean = as_features(mean, "mean", x.shape, kept, compute_dtype(x.dtype))
+    rule = rule_for(x, other_axes(kept, x.ndim), kept, epsilon, None)
+    mean = as_features(mean, "mean", x.shape, kept, rule.wide)
     var = as_array(var, "var")
     if jnp.iscomplexobj(var):
         raise TypeError("var must be real, as the mean of |x - mean|**2 is, got complex numbers.")
     var = as_features(var, "var", x.shape, kept, jnp.float32)
-    return _normalize(x, mean, var, kept, check_epsilon(epsilon))
+    return _normalize(x, mean, var, rule)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _normalize(x, mean, var, kept, epsilon):
-    dtype = compute_dtype(x.dtype)
-    mean, var = expand(mean, x.shape, kept), expand(var, x.shape, kept)
-    inv_std = inverse_std(var, epsilon, dtype=real_dtype(dtype))
-    by = Affine(mean.astype(dtype), None, inv_std, None, None)
-    return affine(x, None, by, x.dtype)
+@functools.partial(jax.jit, static_argnames="rule")
+def _normalize(x: jax.Array, mean: jax.Array, var: jax.Array, rule: Rule) -> jax.Array:
+    mean, var = rule.expand(mean, x.shape).astype(rule.wide), rule.expand(var, x.shape)
+    inv_std = inverse_std(var, rule.epsilon, dtype=real_dtype(rule.wide))
+    return affine(x, None, Affine(mean, None, inv_std, None, None), rule.dtype)
 
 
 def scale_shift(
@@ -98,11 +96,9 @@ def scale_shift(
     ``bias`` (``affine=True``); Flax ``scale`` and ``bias``, as here.
     """
     x_hat = as_inexact(x_hat, "x_hat")
-    kept = canonical_axes(axis, x_hat.ndim, "axis")
-    rule = rule_for(x_hat, (), kept, 0.0, None, None, None)
-    inputs = inputs_for(rule, x_hat, None, scale, bias)
-    scale, bias = inputs.params(rule)
-    y = x_hat.astype(rule.compute_dtype(x_hat))
+    rule = rule_for(x_hat, (), canonical_axes(axis, x_hat.ndim, "axis"), 0.0, None)
+    scale, bias = inputs_for(rule, x_hat, None, scale, bias).params(rule)
+    y = x_hat.astype(rule.wide)
     if scale is not None:
         y = y * scale
     if bias is not None:

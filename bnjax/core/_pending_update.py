@@ -11,8 +11,9 @@ from jax.typing import DTypeLike
 from bnjax.core._axes import compute_dtype, real_dtype
 from bnjax.core._batch_stats import BatchStats, Update, all_finite, widened
 from bnjax.core._checks import check_type
-from bnjax.core._moments import MeanVariance, Moments, merge
+from bnjax.core._moments import Moments, merge
 from bnjax.core._sharding import sharded_like
+from bnjax.core._statistics import MeanVariance
 
 
 class PendingUpdate(NamedTuple):
@@ -57,7 +58,7 @@ class PendingUpdate(NamedTuple):
         """This update with one batch more."""
         old = jax.tree.map(lambda v: sharded_like(v, moments.mean), self.moments)
         wide = compute_dtype(old.mean.dtype, moments.mean.dtype)
-        merged = merge(_as(old, wide), _as(moments.moments(), wide))
+        merged = merge(_as(old, wide), _as(moments, wide))
         if update.skip_nonfinite:
             keep = all_finite(moments)
             merged = jax.tree.map(lambda m, p: jnp.where(keep, m, p), merged, _as(old, wide))
@@ -100,7 +101,7 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
     return PendingUpdate(before, nothing, before)
 
 
-def _as(moments: Moments, dtype: DTypeLike) -> Moments:
+def _as(moments: Moments | MeanVariance, dtype: DTypeLike) -> Moments:
     real = real_dtype(dtype)
     count, m2 = jnp.asarray(moments.count, real), jnp.asarray(moments.m2, real)
     return Moments(count, jnp.asarray(moments.mean, dtype), m2)

@@ -11,12 +11,10 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from bnjax.core._affine import Affine, affine
-from bnjax.core._axes import expand, real_dtype
+from bnjax.core._affine import Affine, affine, inverse_std
+from bnjax.core._axes import real_dtype
 from bnjax.core._batch_stats import MAKE_ONE, BatchStats, Update, never_updated
 from bnjax.core._checks import check_choice, check_complex, check_features, check_switch, check_type
-from bnjax.core._inverse_std import inverse_std
-from bnjax.core._moments import compact
 from bnjax.core._pending_update import PendingUpdate
 from bnjax.core._rule import Inputs, Rule
 from bnjax.core._sharding import sharded_like
@@ -101,31 +99,31 @@ def _evaluate(inputs: Inputs, stats: BatchStats, rule: Rule, poison: bool):
 @functools.partial(jax.jit, static_argnames="rule")
 def _track(inputs: Inputs, state, update: Update, rule: Rule):
     """Update the running statistics without normalising by the batch."""
-    stats = statistics(inputs.x, inputs.mask, rule.axes, rule.over)
+    stats = statistics(inputs.x, inputs.mask, rule)
     return _moved(state, stats, inputs, rule, update)
 
 
 def _moved(state, stats: Statistics, inputs: Inputs, rule: Rule, update: Update):
     """``state`` after the batch; no gradient."""
-    known = known_count(inputs.x.shape, inputs.mask, rule.axes, rule.over)
-    after = state.take(compact(stats, rule.axes, known), update)
+    known = known_count(inputs.x.shape, inputs.mask, rule)
+    after = state.take(stats.compact(rule.axes, known), update)
     # A state keeps its type, as a carry of lax.scan must.
     return lax.stop_gradient(jax.tree.map(sharded_like, after, state))
 
 
 def _correction(x, stats: BatchStats, limits: Limits, rule: Rule) -> Correction:
     """The running statistics and limits of batch renorm, ready to broadcast against ``x``."""
-    real = real_dtype(rule.compute_dtype(x))
     mean, inv_std = _vectors(x, stats, rule)
-    r_max, d_max = (expand(jnp.asarray(v), x.shape, rule.features).astype(real) for v in limits)
+    real = real_dtype(rule.wide)
+    r_max, d_max = (rule.expand(jnp.asarray(v), x.shape).astype(real) for v in limits)
     return Correction(mean, inv_std.astype(real), r_max, d_max)
 
 
 def _vectors(x, stats: BatchStats, rule: Rule) -> tuple[jax.Array, jax.Array]:
     """Mean and inverse deviation of the running statistics, ready to broadcast against ``x``."""
-    dtype = rule.compute_dtype(x)
-    mean, var = (expand(jnp.asarray(v), x.shape, rule.features) for v in (stats.mean, stats.var))
-    return mean.astype(dtype), inverse_std(var, rule.epsilon, dtype=real_dtype(dtype))
+    mean, var = (rule.expand(jnp.asarray(v), x.shape) for v in (stats.mean, stats.var))
+    inv_std = inverse_std(var, rule.epsilon, dtype=real_dtype(rule.wide))
+    return mean.astype(rule.wide), inv_std
 
 
 def check_state(state: Any) -> None:
@@ -134,7 +132,7 @@ def check_state(state: Any) -> None:
 
 
 def _check_fit(stats: BatchStats, x: jax.Array, rule: Rule) -> None:
-    check_complex(stats.mean, "batch_stats.mean", rule.compute_dtype(x))
+    check_complex(stats.mean, "batch_stats.mean", rule.wide)
     for name in ("mean", "var", "count"):
         shape = jnp.shape(getattr(stats, name))
         if shape or name != "count":

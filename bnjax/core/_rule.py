@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from bnjax.core._axes import compute_dtype, expand, size_of
-from bnjax.core._checks import as_features, as_mask, check_epsilon, output_dtype, whole_number
+from bnjax.core._axes import Axes, compute_dtype, other_axes, size_of
+from bnjax.core._checks import (
+    as_features,
+    as_inexact,
+    as_mask,
+    canonical_axes,
+    check_epsilon,
+    output_dtype,
+    whole_number,
+)
 from bnjax.core._merge import AxisName, IndexGroups, Over, merged_sets, over_devices
 
 
@@ -20,17 +28,20 @@ class Rule(NamedTuple):
     features: tuple[int, ...]  # along which scale, bias and running statistics vary
     epsilon: float
     dtype: jnp.dtype  # of the output
+    wide: jnp.dtype  # of the arithmetic
     over: Over = Over()
     about_mean: bool = True  # False: about zero, as in RMS norm
     virtual_batch_size: int | None = None
 
-    def compute_dtype(self, x: jax.Array) -> jnp.dtype:
-        """The dtype of the arithmetic on ``x``."""
-        return compute_dtype(x.dtype, self.dtype)
-
     def values_a_mean(self, shape: tuple[int, ...]) -> int:
         """How many values each mean is taken of."""
         return size_of(shape, self.axes) * merged_sets(self.over)
+
+    def expand(self, v: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """``v``, one number a feature or one for all, ready to broadcast against ``shape``."""
+        if v.ndim == 0:
+            return v.reshape((1,) * len(shape))
+        return v.reshape(tuple(n if a in self.features else 1 for a, n in enumerate(shape)))
 
 
 class Inputs(NamedTuple):
@@ -43,12 +54,26 @@ class Inputs(NamedTuple):
 
     def params(self, rule: Rule) -> tuple[jax.Array | None, jax.Array | None]:
         """``scale`` and ``bias``, ready to broadcast against ``x``."""
-        dtype = rule.compute_dtype(self.x)
+        shape = self.x.shape
+        scale, bias = jax.tree.map(
+            lambda v: rule.expand(v, shape).astype(rule.wide), (self.scale, self.bias)
+        )
+        return scale, bias
 
-        def ready(v):
-            return None if v is None else expand(v, self.x.shape, rule.features).astype(dtype)
 
-        return ready(self.scale), ready(self.bias)
+def of_batch(
+    x: ArrayLike,
+    mask: ArrayLike | None,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    axis: Axes,
+    *options: Any,
+) -> tuple[Inputs, Rule]:
+    """Inputs and rule of a norm over all axes but ``axis``; ``options`` as of :func:`rule_for`."""
+    x = as_inexact(x, "x")
+    kept = canonical_axes(axis, x.ndim, "axis")
+    rule = rule_for(x, other_axes(kept, x.ndim), kept, *options)
+    return inputs_for(rule, x, mask, scale, bias), rule
 
 
 def rule_for(
@@ -57,8 +82,8 @@ def rule_for(
     features: tuple[int, ...],
     epsilon: float,
     dtype: DTypeLike | None,
-    axis_name: AxisName | None,
-    axis_index_groups: IndexGroups | None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: IndexGroups | None = None,
     virtual_batch_size: int | None = None,
 ) -> Rule:
     """The rule of a call with these options, or an error that names the one that is illegal."""
@@ -70,8 +95,16 @@ def rule_for(
                 "feature axis. Move the batch to axis 0, or leave virtual_batch_size=None."
             )
     over = over_devices(x, axis_name, axis_index_groups)
-    options = check_epsilon(epsilon), output_dtype(dtype, x), over
-    return Rule(axes, features, *options, virtual_batch_size=virtual_batch_size)
+    dtype = output_dtype(dtype, x)
+    return Rule(
+        axes,
+        features,
+        check_epsilon(epsilon),
+        dtype,
+        compute_dtype(x.dtype, dtype),
+        over,
+        virtual_batch_size=virtual_batch_size,
+    )
 
 
 def inputs_for(
@@ -83,9 +116,8 @@ def inputs_for(
     names: tuple[str, str] = ("scale", "bias"),
 ) -> Inputs:
     """The arrays of a call, or an error that names the one that does not fit."""
-    dtype = rule.compute_dtype(x)
 
     def ready(v, name):
-        return None if v is None else as_features(v, name, x.shape, rule.features, dtype)
+        return None if v is None else as_features(v, name, x.shape, rule.features, rule.wide)
 
     return Inputs(x, as_mask(mask, x), ready(scale, names[0]), ready(bias, names[1]))

@@ -9,8 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.core._affine import Affine, affine_tangent, affine_value
-from bnjax.core._inverse_std import inverse_std, inverse_std_tangent
+from bnjax.core._affine import (
+    Affine,
+    affine_tangent,
+    affine_value,
+    inverse_std,
+    inverse_std_tangent,
+)
 from bnjax.core._rule import Rule
 from bnjax.core._statistics import Statistics, statistics, statistics_tangent
 from bnjax.core._xla import name_statistics, remember_inputs
@@ -57,8 +62,7 @@ def standardize(
 
 
 def _value(x, mask, scale, bias, correction, rule: Rule):
-    stats = statistics(x.astype(rule.compute_dtype(x)), mask, rule.axes, rule.over, rule.about_mean)
-    stats = name_statistics(stats)
+    stats = name_statistics(statistics(x.astype(rule.wide), mask, rule))
     # Only a mask can leave a feature without data (and an empty batch has no output).
     inv_std = inverse_std(stats.var, rule.epsilon, None if mask is None else stats.count)
     corrected = _corrected(stats, correction, rule.epsilon)
@@ -73,8 +77,7 @@ def _standardize_jvp(rule: Rule, primals, tangents):
     def tangent(x, mask, stats, by, dx, dscale, dbias):
         # Here and not in each of the two, whose cotangents are to be added before they are rounded.
         x, dx = x.astype(by.mean.dtype), dx.astype(by.mean.dtype)
-        options = rule.axes, rule.over, rule.about_mean
-        dstats = statistics_tangent(x, mask, stats, dx, *options, like=by.inv_std)
+        dstats = statistics_tangent(x, mask, stats, dx, rule, like=by.inv_std)
         dinv_std = inverse_std_tangent(by.inv_std, dstats.var)
         dby = Affine(dstats.mean, None, dinv_std, dscale, dbias)
         return affine_tangent(x, mask, by, dx, dby).astype(rule.dtype), dstats

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.core._axes import compute_dtype, other_axes, real_dtype, size_of, zero_unless
-from bnjax.core._merge import Groups, Over, all_gather, merged_sets, single_lane, sum_over
+from bnjax.core._axes import Shape, other_axes, real_dtype, size_of, zero_unless
+from bnjax.core._merge import Groups, Over, all_gather, single_lane, sum_over
+from bnjax.core._rule import Rule
 from bnjax.core._shift import deviations, sample
 from bnjax.core._xla import once, pin, remember_inputs
 
@@ -29,33 +30,64 @@ class Statistics(NamedTuple):
     mean_lo: jax.Array
     var: jax.Array
 
+    def compact(self, axes: tuple[int, ...], known: float | None = None) -> MeanVariance:
+        """These statistics as users see them: reduced axes removed, the mean rounded once.
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def statistics(
-    x: jax.Array,
-    mask: jax.Array | None,
-    axes: tuple[int, ...],
-    over: Over,
-    about_mean: bool = True,
-) -> Statistics:
-    """Statistics of ``x`` over ``axes`` and ``over``, differentiable.
+        ``known`` takes the place of the count where that is known at trace time.
+        """
+        if known is not None:
+            count = known
+        else:
+            one = self.count.size == 1
+            count = self.count.reshape(()) if one else lax.squeeze(self.count, axes)
+        return MeanVariance(count, lax.squeeze(self.mean, axes), lax.squeeze(self.var, axes))
 
-    With ``about_mean=False`` the mean is zero by decree, and the variance the mean square.
+
+class MeanVariance(NamedTuple):
+    """Moments by their variance: ``m2`` is ``count`` times as large, and overflows that earlier."""
+
+    count: jax.Array | float  # () or (*features)
+    mean: jax.Array  # (*features)
+    variance: jax.Array  # (*features)
+
+    def var(self, ddof: int = 0) -> jax.Array:
+        """As of :class:`bnjax.Moments`."""
+        if ddof == 0:
+            return self.variance
+        degrees = self.count - ddof
+        if isinstance(degrees, (int, float)):  # known at trace time
+            return self.variance * (self.count / degrees if degrees > 0 else 0.0)
+        ratio = self.count / jnp.where(degrees > 0, degrees, 1)
+        return jnp.where(degrees > 0, self.variance * ratio, 0)
+
+    @property
+    def m2(self) -> jax.Array:
+        """The sum of squared deviations."""
+        return self.variance * self.count
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def statistics(x: jax.Array, mask: jax.Array | None, rule: Rule) -> Statistics:
+    """Statistics of ``x``, differentiable.
+
+    Unless they are about the mean, the mean is zero by decree, and the variance the mean square.
     """
-    x = x.astype(compute_dtype(x.dtype))
-    local = _about_mean(x, mask, axes) if about_mean else _about_zero(x, mask, axes)
-    if over.groups:
-        local = merge_groups(local, over.groups)
-    return merge_devices(local, over, equal_counts=mask is None) if over.axis_name else local
+    x = x.astype(rule.wide)
+    local = _about_mean(x, mask, rule.axes) if rule.about_mean else _about_zero(x, mask, rule.axes)
+    if rule.over.groups:
+        local = merge_groups(local, rule.over.groups)
+    if rule.over.axis_name:
+        local = merge_devices(local, rule.over, equal_counts=mask is None)
+    return local
 
 
 @statistics.defjvp
-def _statistics_jvp(axes, over, about_mean, primals, tangents):
+def _statistics_jvp(rule: Rule, primals, tangents):
     def tangent(x, mask, stats, dx):
-        return statistics_tangent(x, mask, stats, dx, axes, over, about_mean, like=stats.var)
+        return statistics_tangent(x, mask, stats, dx, rule, like=stats.var)
 
     x, mask = primals
-    stats = statistics(x, mask, axes, over, about_mean)
+    stats = statistics(x, mask, rule)
     return stats, remember_inputs(tangent)(x, mask, stats, tangents[0])
 
 
@@ -87,9 +119,7 @@ def statistics_tangent(
     mask: jax.Array | None,
     stats: Statistics,
     dx: jax.Array,
-    axes: tuple[int, ...],
-    over: Over,
-    about_mean: bool,
+    rule: Rule,
     like: jax.Array,
 ) -> Statistics:
     r"""Tangents of the statistics, through two sums over the data (one about zero).
@@ -99,11 +129,12 @@ def statistics_tangent(
     from the rounded mean and corrected afterwards, as in the forward pass. The transpose is one
     elementwise pass; one collective each way. ``like`` is a vector for :func:`once`.
     """
+    axes, over = rule.axes, rule.over
     x, dx = x.astype(stats.mean.dtype), zero_unless(mask, dx.astype(stats.mean.dtype))
-    known = known_count(x.shape, mask, axes, over)
+    known = known_count(x.shape, mask, rule)
     weight = reciprocal(stats.count) if known is None else 1 / max(known, 1)
     nothing = jnp.zeros_like(stats.count), jnp.zeros_like(stats.mean), jnp.zeros_like(stats.mean)
-    if not about_mean:
+    if not rule.about_mean:
         (cov,) = sum_over(once(_sum(_inner(zero_unless(mask, x), dx), axes), like), over=over)
         return Statistics(*nothing, 2 * _times(cov, weight))
     d, rest = deviations(x, stats.mean, mask, 1)
@@ -134,10 +165,10 @@ def _count_and_weight(x, mask, axes):
     return count, reciprocal(count)
 
 
-def known_count(shape, mask, axes, over: Over):
-    """The merged count as a Python float, or None where a mask or a symbolic size decides."""
-    size = size_of(shape, axes)
-    return float(size * merged_sets(over)) if mask is None and isinstance(size, int) else None
+def known_count(shape: Shape, mask: jax.Array | None, rule: Rule) -> float | None:
+    """The merged count, or None where a mask or a symbolic size decides."""
+    values = rule.values_a_mean(shape)
+    return float(values) if mask is None and isinstance(values, int) else None
 
 
 def _mean(v, axes, weight):

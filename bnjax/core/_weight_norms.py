@@ -52,14 +52,14 @@ def weight_norm(
     """
     w = as_inexact(w, "w")
     kept = () if axis is None else canonical_axes(axis, w.ndim, "axis")
-    rule = rule_for(w, other_axes(kept, w.ndim), kept, epsilon, None, None, None)
+    rule = rule_for(w, other_axes(kept, w.ndim), kept, epsilon, None)
     return _weight_norm(inputs_for(rule, w, None, scale, None), rule)
 
 
 @functools.partial(jax.jit, static_argnames="rule")
 def _weight_norm(inputs: Inputs, rule: Rule) -> jax.Array:
     scale, _ = inputs.params(rule)
-    dtype, root = rule.compute_dtype(inputs.x), math.sqrt(rule.epsilon)
+    dtype, root = rule.wide, math.sqrt(rule.epsilon)
     shrunk, factor = near_one(inputs.x.astype(dtype), rule.axes, root)
     squares = jnp.sum(abs_sq(shrunk), rule.axes, keepdims=True)
     unit = shrunk * lax.rsqrt(squares + jnp.square(root * factor)).astype(dtype)
@@ -102,7 +102,7 @@ def weight_standardize(
     """
     w = as_inexact(w, "w")
     kept = canonical_axes(axis, w.ndim, "axis")
-    rule = rule_for(w, other_axes(kept, w.ndim), kept, epsilon, None, None, None)
+    rule = rule_for(w, other_axes(kept, w.ndim), kept, epsilon, None)
     inputs = inputs_for(rule, w, None, gain, None, ("gain", "bias"))
     return _weight_standardize(inputs, rule)
 
