@@ -16,7 +16,7 @@ SWITCHES = "switches"
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Switches:
-    """What of a layer is held: written by surgery, read by the modules, outranking the call.
+    """What of a layer is frozen: written by surgery, read by the modules, outranking the call.
 
     A part of a tree's *structure*, without leaves: a compiled step that has seen another setting
     is compiled anew.
@@ -34,7 +34,7 @@ class Switches:
     corrected: bool = True
 
     def params(self, scale: Any, bias: Any) -> tuple[Any, Any]:
-        """Scale and bias, held if they are to be."""
+        """Scale and bias, constants where they are frozen."""
         return (scale, bias) if self.affine else jax.lax.stop_gradient((scale, bias))
 
     def modes(self, train: bool, update_stats: bool) -> dict[str, bool]:

@@ -1,7 +1,9 @@
 """What XLA must be told, so that it neither recomputes nor contracts nor keeps what it should not.
 
 Each function is the identity in arithmetic, or nearly; each changes the program that is made of it.
-Read the rest of the core as if they were not there. What they buy stands with each.
+Read the rest of the core as if they were not there. What they buy stands with each: times are of
+float32, forward and backward, over the six shapes of ``experiments benchmark layer`` on two CPU
+cores, geometric means.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def pin(v: jax.Array, drop: int = 1) -> jax.Array:
     A compiler may recompute ``total * weight`` inside each kernel that reads it and contract
     it with the next subtraction into a fused multiply-add, which skips the rounding of the product:
     two kernels would then subtract different means. Rounding to fewer bits forbids that. It is
-    free: any number near the mean will do as a shift.
+    free: any number near the mean will do as a shift. Without it batch norm takes 1.18 times as
+    long (1.16 with one shift for all readers, see ``deviations``).
     """
     if jnp.iscomplexobj(v):
         return lax.complex(pin(lax.real(v), drop), pin(lax.imag(v), drop))
@@ -38,7 +41,8 @@ def once(v: jax.Array, like: jax.Array) -> jax.Array:
     drops optimisation barriers; a division is the one thing it will not repeat. So divide by
     one, in a form it cannot see through: made of ``like``, a real array with an entry a feature
     that is NaN only where all is lost. Arrays of another shape, or complex, pass through. Linear
-    in ``v``, so that its transpose does the same for the cotangent.
+    in ``v``, so that its transpose does the same for the cotangent. Without it batch norm takes
+    1.18 times as long, layer norm 1.25.
     """
     if jax.default_backend() != "cpu" or (v.shape, v.dtype) != (like.shape, like.dtype):
         return v
