@@ -29,9 +29,13 @@ PROGRAM = """
     stats = bnjax.init_batch_stats(3)
     y, stats = bnjax.batch_norm(x, None, None, stats, train=True)
     y, stats = bnjax.batch_norm(np.ones((8, 3)), np.ones(3), 0.0, stats, train=False, axis=(1,))
-    y, stats = bnjax.batch_renorm(x, None, None, stats, train=True, r_max=lambda count: 1.0 + count)
+
+    def r_max(count: jax.Array) -> jax.Array:
+        return 1.0 + count
+
+    y, stats = bnjax.batch_renorm(x, None, None, stats, train=True, r_max=r_max, d_max=5)
     pending = bnjax.begin_update(stats)
-    y, pending = bnjax.batch_norm(x, None, None, pending, train=True, decay=jnp.array(0.9))
+    y, pending = bnjax.batch_norm(x, None, None, pending, train=True, decay=x[0, 0])
     stats = pending.after
     stats = pending.before.after
     moments = bnjax.merge(bnjax.moments(x, 0), bnjax.moments(x, (0,), mask=x > 0))
