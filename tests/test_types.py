@@ -3,7 +3,9 @@
 Needs mypy and pyright, of the ``lint`` extra.
 """
 
+import importlib
 import importlib.util
+import inspect
 import json
 import re
 import subprocess
@@ -71,6 +73,32 @@ WRONG = {
     for number, line in enumerate(textwrap.dedent(PROGRAM).splitlines(), 1)
     if "# wrong" in line
 }
+
+
+PACKAGES = ("", ".linen", ".nnx", ".training", ".surgery", ".interop", ".diagnostics", ".testing")
+
+
+def public_functions():
+    """Public functions, and what can be called of public classes."""
+    for package in map(importlib.import_module, (f"bnjax{name}" for name in PACKAGES)):
+        for name in package.__all__:
+            thing = getattr(package, name)
+            own = vars(thing).items() if inspect.isclass(thing) else [("", thing)]
+            for part, value in own:
+                called = not part.startswith("_") or part in ("__init__", "__call__")
+                ours = getattr(value, "__module__", "").startswith("bnjax")
+                if called and ours and inspect.isfunction(value):
+                    yield f"{package.__name__}.{name}.{part}".rstrip("."), value
+
+
+@pytest.mark.parametrize(("name", "function"), list(public_functions()))
+def test_public_signatures_are_annotated(name, function):
+    signature = inspect.signature(function)
+    parts = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
+    bare = [p.name for p in parts if p.annotation is p.empty]
+    if signature.return_annotation is signature.empty and not name.endswith("__init__"):
+        bare.append("what it returns")
+    assert not bare
 
 
 @pytest.fixture

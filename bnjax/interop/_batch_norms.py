@@ -87,7 +87,9 @@ def batch_norm_options(
     )
 
 
-def check_batch_norms(model: Any, options: Mapping[str, Mapping[str, Any]], *args, **kwargs):
+def check_batch_norms(
+    model: Any, options: Mapping[str, Mapping[str, Any]], *args: Any, **kwargs: Any
+) -> None:
     r"""Raise unless each batch norm of a Flax model has the options it is to have.
 
     Only what ``options`` name is compared: of a model that is not to be trained, the epsilons

@@ -71,7 +71,7 @@ class OnnxNorm(NamedTuple):
     options: dict[str, Any]
     variables: Any
 
-    def apply(self, x) -> tuple[Any, Any]:
+    def apply(self, x: Any) -> tuple[Any, Any]:
         """What the node computes.
 
         Args:

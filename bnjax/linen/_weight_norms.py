@@ -70,7 +70,7 @@ class WeightNorm(nn.Module):
     variable_filter: Iterable | None = dataclasses.field(default_factory=lambda: {"kernel"})
 
     @nn.compact
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the layer with normalised weights.
 
         Args:
@@ -145,7 +145,7 @@ class SpectralNorm(nn.Module):
     collection_name: str = "batch_stats"
 
     @nn.compact
-    def __call__(self, *args, update_stats: bool, **kwargs):
+    def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
         """Call the layer with normalised weights.
 
         Args:

@@ -102,7 +102,7 @@ class WeightNorm(nnx.Module):
         weights = [(p, w) for p, w in _params(layer_instance) if self.variable_filter(p, w)]
         self.scales = nnx.data({path: scale(w) for path, w in weights} if use_scale else None)
 
-    def __call__(self, x, *args, **kwargs):
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the layer with normalised weights.
 
         Args:
@@ -199,7 +199,7 @@ class SpectralNorm(nnx.Module):
                     stats[*path, name] = nnx.BatchStat(value)
         self.batch_stats = nnx.data(stats)
 
-    def __call__(self, x, update_stats: bool | None = None):
+    def __call__(self, x: Any, update_stats: bool | None = None) -> Any:
         """Call the layer with normalised weights.
 
         Args:

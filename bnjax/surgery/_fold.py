@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from bnjax.core import BatchStats
 from bnjax.core._checks import canonical_axes, check_epsilon, whole_number
@@ -11,10 +12,10 @@ from bnjax.surgery._arrays import double, narrow
 
 
 def fold_into_previous(
-    kernel,
-    bias,
-    scale,
-    norm_bias,
+    kernel: ArrayLike,
+    bias: ArrayLike | None,
+    scale: ArrayLike | None,
+    norm_bias: ArrayLike | None,
     batch_stats: BatchStats,
     *,
     epsilon: float = 1e-5,
@@ -69,10 +70,10 @@ def fold_into_previous(
 
 
 def fold_into_next(
-    kernel,
-    bias,
-    scale,
-    norm_bias,
+    kernel: ArrayLike,
+    bias: ArrayLike | None,
+    scale: ArrayLike | None,
+    norm_bias: ArrayLike | None,
     batch_stats: BatchStats,
     *,
     epsilon: float = 1e-5,
