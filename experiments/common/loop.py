@@ -19,7 +19,7 @@ from bnjax.training import TrainState, train_step
 from experiments.common.data import Dataset
 from experiments.common.loss import LossFn, make_loss_fn
 
-Batch = tuple[jax.Array, jax.Array]  # images (batch, pixels), labels (batch,)
+Examples = tuple[jax.Array, jax.Array]  # images (batch, pixels), labels (batch,)
 Metrics = dict[str, jax.Array]
 
 
@@ -71,7 +71,7 @@ def train_chunk(
     state: TrainState,
     order: jax.Array,
     key: jax.Array,
-    train: Batch,
+    train: Examples,
     first_step: jax.Array,
     *,
     loss_fn: LossFn,
@@ -229,5 +229,5 @@ def _evaluate(evaluate, model, state, test):
     return evaluate(state, test, model=model)
 
 
-def _on_device(images: np.ndarray, labels: np.ndarray) -> Batch:
+def _on_device(images: np.ndarray, labels: np.ndarray) -> Examples:
     return jnp.asarray(images), jnp.asarray(labels)

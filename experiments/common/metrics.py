@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bnjax.training import TrainState
-from experiments.common.loop import Batch, Metrics
+from experiments.common.loop import Examples, Metrics
 from experiments.common.loss import make_loss_fn
 
 PERCENTILES = (15, 50, 85)
@@ -25,7 +25,7 @@ def test_metrics(logits: jax.Array, labels: jax.Array) -> Metrics:
     return {"test_accuracy": accuracy(logits, labels), "test_loss": losses.mean()}
 
 
-def evaluate(state: TrainState, test: Batch, *, model: nn.Module) -> Metrics:
+def evaluate(state: TrainState, test: Examples, *, model: nn.Module) -> Metrics:
     """Test metrics by the running statistics, `test_accuracy` and `test_loss`."""
     images, labels = test
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -33,7 +33,7 @@ def evaluate(state: TrainState, test: Batch, *, model: nn.Module) -> Metrics:
     return test_metrics(logits, labels)
 
 
-def gradient(state: TrainState, batch: Batch, *, model: nn.Module) -> Any:
+def gradient(state: TrainState, batch: Examples, *, model: nn.Module) -> Any:
     """The gradient of the mean loss, with `batch` normalised by its own statistics as in training.
 
     Args:
@@ -54,7 +54,7 @@ def gradient(state: TrainState, batch: Batch, *, model: nn.Module) -> Any:
 
 
 def evaluate_with_inputs(
-    state: TrainState, test: Batch, *, model: nn.Module, layer: int, unit: int
+    state: TrainState, test: Examples, *, model: nn.Module, layer: int, unit: int
 ) -> Metrics:
     """Test metrics, and percentiles over the test set of the input of one activation.
 

@@ -8,7 +8,7 @@ import optax
 
 from bnjax.training import TrainState
 from experiments.common.data import Dataset
-from experiments.common.loop import Batch, Metrics
+from experiments.common.loop import Examples, Metrics
 from experiments.common.metrics import evaluate, gradient
 from experiments.common.models import MLP
 from experiments.common.norms import batch_norm
@@ -53,7 +53,7 @@ def trials(settings: AffineSettings, data: Dataset) -> list[Trial]:
     ]
 
 
-def evaluate_bias(state: TrainState, test: Batch, *, model: nn.Module) -> Metrics:
+def evaluate_bias(state: TrainState, test: Examples, *, model: nn.Module) -> Metrics:
     """Test metrics, and the largest gradient of a bias before batch norm.
 
     It is a share of the largest gradient of the shift in the same layer, which is what the bias'

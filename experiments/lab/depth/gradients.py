@@ -5,14 +5,14 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.training import TrainState
-from experiments.common.loop import Batch, Metrics
+from experiments.common.loop import Examples, Metrics
 from experiments.common.metrics import evaluate, gradient
 from experiments.lab.depth.settings import gradient_name
 
 GRADIENT_BATCH = 250  # test images
 
 
-def evaluate_with_gradients(state: TrainState, test: Batch, *, model: nn.Module) -> Metrics:
+def evaluate_with_gradients(state: TrainState, test: Examples, *, model: nn.Module) -> Metrics:
     """Test metrics, and for each hidden layer the norm of the gradient of its weights."""
     images, labels = test
     batch = images[:GRADIENT_BATCH], labels[:GRADIENT_BATCH]
@@ -21,7 +21,7 @@ def evaluate_with_gradients(state: TrainState, test: Batch, *, model: nn.Module)
     return evaluate(state, test, model=model) | named
 
 
-def gradient_norms(state: TrainState, batch: Batch, *, model: nn.Module) -> jax.Array:
+def gradient_norms(state: TrainState, batch: Examples, *, model: nn.Module) -> jax.Array:
     """Norms of the loss's gradient with respect to each hidden layer's weights, (depth,)."""
     grads = gradient(state, batch, model=model)
     first, others = (grads[name]["Dense_0"]["kernel"] for name in ("first", "others"))

@@ -11,7 +11,7 @@ import optax
 from flax import traverse_util
 
 from bnjax.training import TrainState
-from experiments.common.loop import Batch, Metrics
+from experiments.common.loop import Examples, Metrics
 from experiments.common.loss import make_loss_fn
 from experiments.common.metrics import evaluate
 from experiments.lab.landscape.settings import LandscapeSettings
@@ -23,10 +23,10 @@ NAME = re.compile(r"(Conv|Dense|\w*Norm)_(\d+)")
 
 def explore(
     state: TrainState,
-    test: Batch,
+    test: Examples,
     *,
     model: nn.Module,
-    probe: Batch,
+    probe: Examples,
     settings: LandscapeSettings,
     over: Over = jax.lax.map,
 ) -> Metrics:
@@ -129,7 +129,7 @@ def _kind_and_index(path: tuple[str, ...]) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
-def _draw(step: jax.Array, probe: Batch, size: int) -> dict[str, jax.Array]:
+def _draw(step: jax.Array, probe: Examples, size: int) -> dict[str, jax.Array]:
     """A mini-batch, another one at every step."""
     images, labels = probe
     key = jax.random.fold_in(jax.random.key(0), step)

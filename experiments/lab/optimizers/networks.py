@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bnjax.training import TrainState
 from experiments.common.data import Dataset
-from experiments.common.loop import Batch, Metrics
+from experiments.common.loop import Examples, Metrics
 from experiments.common.metrics import evaluate
 from experiments.common.models import lecun_mlp
 from experiments.common.settings import NETWORKS, NORMALISED
@@ -26,7 +26,7 @@ def trials(settings: OptimizerSettings, data: Dataset) -> list[Trial]:
     return made
 
 
-def evaluate_with_moves(state: TrainState, test: Batch, *, model: nn.Module) -> Metrics:
+def evaluate_with_moves(state: TrainState, test: Examples, *, model: nn.Module) -> Metrics:
     """Test metrics, and with batch norm `moved_scale` and `moved_bias`: see `moves`."""
     return evaluate(state, test, model=model) | moves(state.params)
 

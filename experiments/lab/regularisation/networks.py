@@ -9,7 +9,7 @@ import optax
 from bnjax.training import TrainState
 from experiments.common.data import Dataset, Split
 from experiments.common.errors import UserError
-from experiments.common.loop import Batch, Metrics
+from experiments.common.loop import Examples, Metrics
 from experiments.common.metrics import evaluate
 from experiments.common.models import MLP
 from experiments.common.norms import batch_norm
@@ -60,7 +60,9 @@ def trials(settings: RegularisationSettings, data: Dataset) -> list[Trial]:
     ]
 
 
-def evaluate_gap(state: TrainState, test: Batch, *, model: nn.Module, train: Batch) -> Metrics:
+def evaluate_gap(
+    state: TrainState, test: Examples, *, model: nn.Module, train: Examples
+) -> Metrics:
     """Test metrics, and how much larger loss and error are on the test than on the training set."""
     unseen = evaluate(state, test, model=model)
     seen = evaluate(state, train, model=model)
