@@ -6,6 +6,7 @@ so that it broadcasts without rank promotion. Users pass and receive the compact
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -32,6 +33,7 @@ def zero_unless(counts: jax.Array | None, v: jax.Array) -> jax.Array:
     return v if counts is None else jnp.where(counts, v, 0)
 
 
+@functools.cache  # 10 μs of an eager call
 def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     """The dtype of statistics and arithmetic: the widest of ``dtypes``, at least float32."""
     with jax.numpy_dtype_promotion("standard"):

@@ -169,7 +169,7 @@ def check_epsilon(epsilon: Any) -> float:
 
 def check_decay(decay: Any) -> None:
     """Raise unless ``decay`` is None, a number in [0, 1], or a scalar array (perhaps traced)."""
-    if decay is None:
+    if decay is None or (isinstance(decay, float) and 0 <= decay <= 1):
         return
     scalar = is_real(decay) and jnp.ndim(decay) == 0
     value = known_value(decay) if scalar else None

@@ -311,3 +311,24 @@ def test_export_with_a_symbolic_batch():
     y, _ = exported.call(x)
     want, _ = fn(x)
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)
+
+
+def test_decays_are_one_program():
+    """Numbers and schedules alike: each new program would cost a second of compilation."""
+    compiled = []
+    stats = bnjax.init_batch_stats(7)
+
+    def run(decay):
+        return bnjax.batch_norm(jnp.ones((5, 7)), None, None, stats, train=True, decay=decay)
+
+    run(0.9), run(jnp.float32(0.9))
+    listen = lambda event, seconds, **_: compiled.append(event)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for decay in (0.5, 0.99, 1, np.float32(0.25), jnp.float32(0.75)):
+            run(decay)
+        assert not [event for event in compiled if "backend_compile" in event]
+        run(None)  # the listener hears what there is to hear
+        assert [event for event in compiled if "backend_compile" in event]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
