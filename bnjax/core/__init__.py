@@ -2,6 +2,12 @@
 
 ``moments`` (and ``merge``) -> ``normalize`` -> ``scale_shift`` is batch norm taken apart;
 ``batch_norm`` is the whole, with the running statistics of ``BatchStats``. Needs jax alone.
+
+Every norm takes the same way. At the door ``_rule`` makes of its arguments a ``Rule`` and
+``Inputs``, with the errors of ``_checks``. ``_standardize`` holds the one derivative rule: it takes
+``_statistics`` (about a ``_shift``, merged by ``_merge``) and applies ``_affine``. What a norm with
+running statistics does beside that is chosen in ``_programs``; how those move is in
+``_batch_stats``, and ``_pending_update`` where several batches move them once.
 """
 
 from bnjax.core._batch_norm import batch_norm
