@@ -7,6 +7,8 @@ import pytest
 
 import bnjax
 
+pytestmark = pytest.mark.compiled("quickly")
+
 SHAPES = [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)]
 
 
