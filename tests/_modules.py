@@ -6,7 +6,7 @@
     y, variables = layer.apply(layer.variables, x, train=True, mask=None)
 
 Variables are plain dicts of arrays, ``{"params": ..., "batch_stats": ...}``, and `apply` is pure,
-whichever library it is. ``theirs=True`` makes Flax's layer of the same name.
+whichever library it is. ``library.make("BatchNorm", x, True)`` is Flax's layer of the same name.
 """
 
 import dataclasses
@@ -51,9 +51,8 @@ class Library:
     theirs: ModuleType
     build: Callable
 
-    def make(self, name: str, x, theirs: bool = False, **options) -> Layer:
-        module = getattr(self.theirs if theirs else self.ours, name)
-        return self.build(module, x, **options)
+    def make(self, norm: str, x, theirs: bool = False, /, **options) -> Layer:
+        return self.build(getattr(self.theirs if theirs else self.ours, norm), x, **options)
 
     def __repr__(self) -> str:
         return self.theirs.__name__.removeprefix("flax.")
