@@ -77,7 +77,9 @@ def _linen(cls, x, **options) -> Layer:
         y, changed = module.apply(variables, x, **given)
         return y, {**variables, **changed}
 
-    variables = module.init(jax.random.key(0), x, **_mode(module, True))
+    # Flax's feature norms initialise under their axis alone, and not for it.
+    alone = cls(**{**options, "axis_name": None}) if "axis_name" in options else module
+    variables = alone.init(jax.random.key(0), x, **_mode(module, True))
     return Layer({"params": {}, "batch_stats": {}, **variables}, apply)
 
 

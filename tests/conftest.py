@@ -19,6 +19,7 @@ import hypothesis
 import jax
 import pytest
 
+from tests._agree import relaxed
 from tests._quick import compiling, teach_the_compiler
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -55,4 +56,11 @@ def pytest_unconfigure():
 def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(name="relaxed")
+def _relaxed():
+    """JAX's default rules for dtypes and ranks, for one test of a library that relies on them."""
+    with relaxed():
         yield

@@ -51,13 +51,6 @@ def close(got, want, rtol=1e-5):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=rtol, atol=rtol), got, want)
 
 
-@pytest.fixture
-def relaxed():
-    """JAX's default rules for ranks: Flax relies on them."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.mark.parametrize("kind", PAIRS)
 def test_fields_defaults_and_call_are_those_of_flax(kind):
     ours, theirs = PAIRS[kind]

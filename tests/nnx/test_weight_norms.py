@@ -41,13 +41,6 @@ def loss(model):
     return jnp.sum(WEIGHTS * model(X))
 
 
-@pytest.fixture
-def relaxed():
-    """JAX's default rules for ranks: Flax relies on them."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.mark.parametrize("kind", PAIRS)
 def test_constructor_call_attributes_and_variables_are_those_of_flax(kind):
     def signature(f):
