@@ -1,11 +1,17 @@
-"""Compilation in a third of the time, where the compiler is not what is tested."""
+"""Compilation in a third of the time, where the compiler is not what is tested.
+
+The options give code of equal meaning that runs slowly. Which tests compile so, `conftest.py` says.
+"""
 
 import functools
 
 import jax
 
-# Of equal meaning, but slow code. Accuracy is tested with the code that users get.
 _OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+# A part of every cache key of jax: what one test compiled quickly, no other test takes for
+# the code that users get.
+compiling = jax.make_user_context("as users do")
 
 
 def _is_known(name) -> bool:
@@ -20,3 +26,22 @@ def _is_known(name) -> bool:
 quick_jit = functools.partial(
     jax.jit, compiler_options={n: option for n, option in _OPTIONS.items() if _is_known(n)}
 )
+
+
+def teach_the_compiler() -> None:
+    """Let ``with compiling("quickly")`` reach what eager operations and inner functions compile.
+
+    `jax.jit` takes the same options in public, but only at the outermost call. A jax without
+    the private function is one whose tests take longer.
+    """
+    from jax._src import compiler
+
+    options = {n: o for n, o in _OPTIONS.items() if _is_known(n)}
+    plain = getattr(compiler, "get_compile_options", None)
+
+    def get_compile_options(*args, env_options_overrides=None, **kw):
+        quick = options if compiling.value == "quickly" else {}
+        return plain(*args, env_options_overrides={**quick, **(env_options_overrides or {})}, **kw)
+
+    if plain is not None:
+        compiler.get_compile_options = get_compile_options

@@ -19,12 +19,33 @@ import hypothesis
 import jax
 import pytest
 
+from tests._agree import relaxed
+from tests._quick import compiling, teach_the_compiler
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # A compilation may take seconds on a loaded machine: deadlines would test the machine.
 hypothesis.settings.register_profile("bnjax", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("bnjax")
+
+
+# What these folders test is no matter of the last bit, of memory or of compiled text; where it is,
+# and where another folder's is not, a test is marked with how it is compiled.
+QUICK = {"diagnostics", "experiments", "interop", "linen", "nnx", "surgery", "training"}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", 'compiled(how): "quickly" or "as users do"')
+    teach_the_compiler()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    mark = item.get_closest_marker("compiled")
+    usual = "quickly" if item.path.parent.name in QUICK else "as users do"
+    with compiling(mark.args[0] if mark else usual):
+        return (yield)
 
 
 def pytest_unconfigure():
@@ -35,4 +56,11 @@ def pytest_unconfigure():
 def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(name="relaxed")
+def _relaxed():
+    """JAX's default rules for dtypes and ranks, for one test of a library that relies on them."""
+    with relaxed():
         yield

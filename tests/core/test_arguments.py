@@ -10,6 +10,8 @@ import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 
+pytestmark = pytest.mark.compiled("quickly")
+
 X = jnp.arange(24.0).reshape(6, 4)
 V = jnp.ones(4)
 STATS = bnjax.init_batch_stats(4)

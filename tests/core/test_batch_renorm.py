@@ -59,6 +59,7 @@ def test_without_limits_it_is_evaluation_and_so_for_a_batch_of_one():
         assert same is stats
 
 
+@pytest.mark.compiled("quickly")
 def test_no_gradient_flows_through_the_correction():
     with jax.enable_x64(True):
         x, scale, bias, stats = problem(dtype=np.float64)
@@ -164,6 +165,7 @@ def test_limits_follow_a_schedule_of_the_count():
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("options", [{"mask": True}, {"virtual_batch_size": 5}, {"axis_name": "d"}])
 def test_masks_virtual_batches_and_devices(options):
     x, scale, bias, stats = problem()

@@ -160,6 +160,7 @@ def test_yolov5_459_each_feature_by_itself_where_each_is_counted():
 
 
 # https://github.com/microsoft/onnxruntime/pull/6349: bfloat16 stops moving, integers truncate
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.int8])
 @pytest.mark.parametrize("options", [{}, {"debias": True}, {"decay": None}])
 def test_onnxruntime_6349_narrow_statistics_are_widened(dtype, options):

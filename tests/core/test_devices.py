@@ -136,6 +136,7 @@ ONE_LANE = {
 }
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("case", ONE_LANE)
 @pytest.mark.parametrize("lanes", [(1,), (1, 1), (3, 1), (1, 3)])
 def test_statistics_of_a_single_lane_are_those_of_all_lanes(case, lanes):
@@ -184,6 +185,7 @@ def test_over_one_device_checked_shard_map_costs_its_collectives_only():
 GROUPS = [[0, 1], [2, 3]]
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("kind", ["unchecked shard_map", "pmap"])
 def test_groups_of_indices_are_merged_separately(kind):
     x, scale, bias, mask, _ = problem(4, 16, 5.0, "none")
@@ -204,6 +206,7 @@ def nnx_layer(**options):
     return lambda x: bnnx.BatchNorm(FEATURES, rngs=nnx.Rngs(0), **options)(x)
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("make", [linen_layer, nnx_layer])
 def test_modules_take_groups_under_pmap_and_show_the_mesh_form_elsewhere(make):
     x, *_ = problem(4, 16, 5.0, "none")
@@ -217,6 +220,7 @@ def test_modules_take_groups_under_pmap_and_show_the_mesh_form_elsewhere(make):
         jax.shard_map(layer, mesh=mesh(4), in_specs=P("d"), out_specs=P("d"))(x)
 
 
+@pytest.mark.compiled("quickly")
 def test_sub_groups_are_mesh_axes():
     x, scale, bias, _, _ = problem(4, 16, 5.0, "none")
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("group", "member"))

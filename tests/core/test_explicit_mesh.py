@@ -9,6 +9,8 @@ import pytest
 
 import bnjax
 
+pytestmark = pytest.mark.compiled("quickly")
+
 P = jax.P
 FEATURES = 12
 LAYOUTS = [P("i", None, "j"), P(None, "i", "j"), P(None, None, ("i", "j")), P(("j", "i"))]

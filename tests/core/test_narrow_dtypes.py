@@ -10,6 +10,8 @@ import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 
+pytestmark = pytest.mark.compiled("quickly")
+
 FLOATS = [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float4_e2m1fn]
 STATS = bnjax.BatchStats(jnp.array([1.0, 2, 0.5, 1]), jnp.array([1.0, 4, 2, 1]), jnp.int32(3))
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import bnjax
 
+pytestmark = pytest.mark.compiled("quickly")
+
 OPTIONS = [{}, {"debias": True}, {"decay": None}, {"ddof": 1}, {"virtual_batch_size": 3}]
 
 

@@ -13,6 +13,8 @@ import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 
+pytestmark = pytest.mark.compiled("quickly")
+
 X = jnp.ones((1, 4))
 STATS = bnjax.init_batch_stats(4)
 TRAIN = {"use_running_average": False, "single_value": "warn"}

@@ -1,8 +1,5 @@
 """Weight norm and spectral norm around nnx layers: Flax's surface and values, not its faults."""
 
-import functools
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +7,9 @@ import optax
 import pytest
 from flax import nnx
 
-import bnjax
 from bnjax.nnx import SpectralNorm, WeightNorm
 from bnjax.testing import relative_error
+from tests._modules import signature
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)
 IMAGES = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8, 3)), jnp.float32)
@@ -41,23 +38,10 @@ def loss(model):
     return jnp.sum(WEIGHTS * model(X))
 
 
-@pytest.fixture
-def relaxed():
-    """JAX's default rules for ranks: Flax relies on them."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.mark.parametrize("kind", PAIRS)
-def test_constructor_call_attributes_and_variables_are_those_of_flax(kind):
-    def signature(f):
-        parameters = inspect.signature(f).parameters.values()
-        return [(p.name, p.kind, str(p.default).partition(" at ")[0]) for p in parameters]
-
+def test_constructor_attributes_and_variables_are_those_of_flax(kind):
     mine, theirs = PAIRS[kind]
-    # Flax makes a new, equal function of the initialiser for each default.
-    assert signature(mine.__init__) == signature(theirs.__init__)
-    assert signature(mine.__call__) == signature(theirs.__call__)
+    assert list(signature(mine.__init__).items()) == list(signature(theirs.__init__).items())
     mine, theirs = make(mine), make(theirs)
     assert vars(theirs).keys() == vars(mine).keys()
     shapes = [jax.tree.map(lambda v: (v.shape, v.dtype), values(m)) for m in (mine, theirs)]
@@ -97,26 +81,6 @@ def test_the_first_output_is_that_of_flax(case, conv, relaxed):
         np.testing.assert_allclose(value[...], want[...], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-def test_gradients_reach_the_raw_parameters(kind):
-    model = ours(kind, epsilon=100.0)  # so large that it shows
-    kernel = model.layer_instance.kernel[...]
-    bias = model.layer_instance.bias[...]
-    grads = nnx.to_pure_dict(nnx.grad(loss)(model))
-    if kind == "weight":
-        core, params = bnjax.weight_norm, (kernel, jnp.ones(4))
-    else:
-        fresh = ours(kind).batch_stats
-        state = bnjax.SpectralState(*(fresh["kernel", name][...] for name in ("u", "sigma")))
-        core, params = lambda w, **kw: bnjax.spectral_norm(w, state, **kw)[0], (kernel,)
-    norm = functools.partial(core, epsilon=100.0)
-    want = jax.grad(lambda params: jnp.sum(WEIGHTS * (X @ norm(*params) + bias[None])))(params)
-    np.testing.assert_allclose(grads["layer_instance"]["kernel"], want[0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(grads["layer_instance"]["bias"], WEIGHTS.sum(0), rtol=1e-5)
-    if kind == "weight":
-        np.testing.assert_allclose(grads["scales"][("kernel",)], want[1], rtol=1e-5)
-
-
 # https://github.com/google/flax/issues/5576
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("how", ["eager", "jit", "grad", "vmap", "scan", "raise"])
@@ -154,16 +118,6 @@ def ours_frozen(model):
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_the_same_output_twice_in_evaluation(kind):
-    model = ours(kind)
-    model.eval()
-    before = values(model)
-    first = model(X)
-    np.testing.assert_array_equal(model(X), first)
-    same(values(model), before)
-
-
-@pytest.mark.parametrize("kind", PAIRS)
 def test_a_closed_over_model_can_be_transformed(kind):
     # Nothing is written, so nothing leaks out of the transformation.
     model = ours(kind)
@@ -174,7 +128,7 @@ def test_a_closed_over_model_can_be_transformed(kind):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_the_iteration_moves_only_when_asked_and_finds_the_singular_value():
+def test_calls_modes_and_views_choose_whether_the_iteration_moves():
     model = ours("spectral")
     start = values(model, nnx.BatchStat)
     model(X, update_stats=False)
@@ -183,33 +137,9 @@ def test_the_iteration_moves_only_when_asked_and_finds_the_singular_value():
     model(X)
     nnx.view(model, use_running_average=True)(X)
     same(values(model, nnx.BatchStat), start)
-    view = nnx.view(model, use_running_average=False)
-    view(X)
-    assert not np.allclose(
-        model.batch_stats["kernel", "u"][...], start["batch_stats"]["kernel", "u"]
-    )
-    model.train()
-    step = nnx.jit(lambda model: model(X))
-    for _ in range(100):
-        step(model)
-    kernel = np.asarray(model.layer_instance.kernel[...])
-    sigma = model.batch_stats["kernel", "sigma"][...]
-    np.testing.assert_allclose(sigma, np.linalg.norm(kernel, 2), rtol=1e-4)
-    model.eval()
-    got = np.asarray(model(X) - model.layer_instance.bias[...][None])
-    np.testing.assert_allclose(got, X @ kernel / sigma, rtol=1e-4, atol=1e-6)
-
-
-def test_the_iteration_survives_zero_weights():
-    model, step = ours("spectral"), nnx.jit(lambda model: model(X))
-    kernel = model.layer_instance.kernel[...]
-    model.layer_instance.kernel[...] = jnp.zeros_like(kernel)
-    assert np.all(step(model) == 0)
-    model.layer_instance.kernel[...] = kernel
-    for _ in range(100):
-        step(model)
-    sigma = model.batch_stats["kernel", "sigma"][...]
-    np.testing.assert_allclose(sigma, np.linalg.norm(np.asarray(kernel), 2), rtol=1e-4)
+    nnx.view(model, use_running_average=False)(X)
+    u = ("kernel", "u")
+    assert not np.allclose(model.batch_stats[u][...], start["batch_stats"][u])
 
 
 def test_an_optimizer_trains_weights_and_scales():

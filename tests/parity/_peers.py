@@ -15,7 +15,6 @@ Where the conventions of a library differ, its function translates: `decay` is t
 old value everywhere here, and `axis` is the kept feature axis.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -26,6 +25,7 @@ import numpy as np
 
 import bnjax
 from bnjax.testing import relative_error
+from tests._agree import relaxed  # noqa: F401 (for every test against a peer)
 
 KEYS = ("y", "dx", "dscale", "dbias", "mean_1", "var_1", "mean_3", "var_3", "y_eval")
 
@@ -101,13 +101,6 @@ def lecture_inputs(shape: tuple[int, ...]) -> Inputs:
     rng = np.random.RandomState(0)
     x, dy = rng.uniform(size=(1, *shape)), rng.uniform(size=shape)
     return Inputs(x, dy, np.ones(16), np.zeros(16), axis=1, decay=0.9, epsilon=1e-5)
-
-
-@contextlib.contextmanager
-def relaxed():
-    """JAX's default rules for dtypes and ranks: the peers rely on them, bnjax does not."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def relative_errors(got: dict, want: dict) -> dict[str, float]:

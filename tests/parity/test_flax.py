@@ -19,9 +19,8 @@ import pytest
 import bnjax.linen
 import bnjax.nnx
 from bnjax.testing import relative_error
+from tests._agree import assert_agree, perturb, relaxed
 from tests._quick import quick_jit
-
-from . import _peers
 
 nn, nnx = flax.linen, flax.nnx
 normal, uniform = jax.nn.initializers.normal(1.0), jax.nn.initializers.uniform(2.0)
@@ -117,7 +116,7 @@ LIBRARIES = {
 def build_both(library, case, x):
     """Flax's model and ours. Flax runs under JAX's default promotion rules, ours under strict."""
     make, theirs, ours = LIBRARIES[library]
-    with _peers.relaxed():
+    with relaxed():
         want = make(theirs, case, x)
     return want, make(ours, case, x)
 
@@ -136,29 +135,6 @@ def exam(model: Pure, params, stats, x, dy, mask=None) -> dict:
     y_eval, kept = quick_jit(functools.partial(model.apply, train=False))(params, stats_2, x)
     stats = {"after 1": stats_1, "after 2": stats_2, "after evaluation": kept}
     return {"y": y, "grads": grads, "stats": stats, "y_eval": y_eval}
-
-
-def assert_agree(got, want, tolerance):
-    """The same leaves under the same names, of the same dtypes, with nearly the same values."""
-    got, want = flatten(got), flatten(want)
-    assert describe(got) == describe(want)
-    errors = {name: relative_error(got[name], want[name]) for name in want}
-    assert max(errors.values()) < tolerance, errors
-
-
-def flatten(tree):
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def describe(flat):
-    return {name: (leaf.shape, leaf.dtype) for name, leaf in flat.items()}
-
-
-def perturb(tree):
-    """Away from scale 1, bias 0, mean 0 and var 1, which hide mistakes; var stays positive."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda v: v + jnp.asarray(rng.uniform(0.1, 1.0, v.shape), v.dtype), tree)
 
 
 # --- Every field ---------------------------------------------------------------------------------
@@ -239,18 +215,11 @@ def test_every_field(library, case):
     theirs, ours = build_both(library, case, x)
     for ours_tree, theirs_tree in ((ours.params, theirs.params), (ours.stats, theirs.stats)):
         assert jax.tree.structure(ours_tree) == jax.tree.structure(theirs_tree)
-        assert_equal(ours_tree, theirs_tree)
+        assert_agree(ours_tree, theirs_tree, 0)
     params, stats = perturb(theirs.params), perturb(theirs.stats)
-    with _peers.relaxed():
+    with relaxed():
         want = exam(theirs, params, stats, x, dy)
     assert_agree(exam(ours, params, stats, x, dy), want, case.tolerance)
-
-
-def assert_equal(got, want):
-    got, want = flatten(got), flatten(want)
-    assert describe(got) == describe(want)
-    for name, value in want.items():
-        assert np.array_equal(got[name], value), name
 
 
 def test_nnx_variables_have_the_types_of_flax():
@@ -286,7 +255,7 @@ def test_mask(library, kind):
     x, dy = draw(case)
     theirs, ours = build_both(library, case, x)
     params, stats = perturb(theirs.params), perturb(theirs.stats)
-    with _peers.relaxed():
+    with relaxed():
         want = exam(theirs, params, stats, x, dy, mask)
     assert_agree(exam(ours, params, stats, x, dy, mask), want, 1e-5)
 
@@ -305,7 +274,7 @@ def test_axis_name_under_vmap(library, masked):
     # that is not told of it.
     theirs, _ = build_both(library, dataclasses.replace(case, fields={}), x[0])
     params, stats = perturb(theirs.params), perturb(theirs.stats)
-    with _peers.relaxed():
+    with relaxed():
         want = mapped(library, 1, case, params, stats, x, dy, mask)
     got = mapped(library, 2, case, params, stats, x, dy, mask)
     assert_agree(got, want, 1e-5)
@@ -342,8 +311,8 @@ def test_checkpoint_moves(library, direction):
     saved = perturb(as_dict(source))
     data = flax.serialization.to_bytes(saved)
     loaded = flax.serialization.from_bytes(as_dict(target), data)
-    assert_equal(loaded, saved)
-    with _peers.relaxed():
+    assert_agree(loaded, saved, 0)
+    with relaxed():
         y, _ = source.apply(*from_dict(source, saved), x, False)
         y_loaded, _ = target.apply(*from_dict(target, loaded), x, False)
     assert relative_error(y_loaded, y) < 1e-5

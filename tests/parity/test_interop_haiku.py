@@ -14,8 +14,6 @@ from bnjax.interop import from_haiku, to_haiku
 from bnjax.linen import BatchNorm
 from bnjax.testing import relative_error
 
-from . import _peers
-
 hk = pytest.importorskip("haiku")
 
 DECAY, EPSILON = 0.9, 1e-4
@@ -23,10 +21,7 @@ RNG = np.random.default_rng(0)
 BATCHES = jnp.asarray(RNG.normal(1, 2, (4, 3, 5, 6, 4)), jnp.float32)
 
 
-@pytest.fixture(autouse=True)
-def relaxed():
-    with _peers.relaxed():
-        yield
+pytestmark = pytest.mark.usefixtures("relaxed")
 
 
 class HaikuNet(hk.Module):

@@ -13,8 +13,6 @@ from bnjax.interop import batch_norm_options, check_batch_norms, from_keras, to_
 from bnjax.linen import BatchNorm
 from bnjax.testing import relative_error
 
-from . import _peers
-
 os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
 
@@ -22,10 +20,7 @@ layers = keras.layers
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def relaxed():
-    with _peers.relaxed():
-        yield
+pytestmark = pytest.mark.usefixtures("relaxed")
 
 
 def randomized(model):

@@ -93,6 +93,7 @@ def test_a_frozen_layer_is_what_evaluation_computes_in_both_modes():
     chex.assert_trees_all_equal(new["batch_stats"], frozen["batch_stats"])
 
 
+@pytest.mark.compiled("as users do")
 def test_a_frozen_layer_has_no_reduction_forward_or_backward():
     layer = bnjax.linen.BatchNorm(use_running_average=False)
     variables = freeze(layer.init(jax.random.key(0), X))

@@ -1,4 +1,4 @@
-"""What the tests of linen's and nnx's layer, RMS, instance and group norm share.
+"""Cases of layer, RMS, instance and group norm.
 
 A `Case` is a module with some of its fields, an input and a mask. It is built twice, from Flax
 and from bnjax, and put through the same `exam` with parameters drawn at random.
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax.testing import relative_error
 from tests._quick import quick_jit
 
 NORMS = {"LayerNorm": {}, "RMSNorm": {}, "InstanceNorm": {}, "GroupNorm": {"num_groups": 3}}
@@ -101,10 +100,6 @@ CASES = (
 )
 
 
-def cases(library):
-    return [case for case in CASES if case.only in (None, library)]
-
-
 def draw(case):
     """Input, cotangent and mask; data well-conditioned, so that Flax is accurate as well."""
     rng = np.random.default_rng(0)
@@ -118,12 +113,6 @@ def draw(case):
     return normal(), normal(), mask
 
 
-def perturb(tree):
-    """Away from scale 1 and bias 0, which hide mistakes."""
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda v: v + jnp.asarray(rng.uniform(0.1, 1, v.shape), v.dtype), tree)
-
-
 def exam(function, params, x, dy):
     """Output and gradients of ``function(params, x)``."""
 
@@ -133,23 +122,6 @@ def exam(function, params, x, dy):
         return y, pullback(dy.astype(y.dtype))
 
     return run(params, x, dy)
-
-
-def assert_agree(got, want, tolerance):
-    """The same leaves under the same names, of the same dtypes, with nearly the same values."""
-    got, want = flatten(got), flatten(want)
-    assert describe(got) == describe(want)
-    errors = {name: relative_error(got[name], want[name]) for name in want}
-    assert all(error <= tolerance for error in errors.values()), errors
-
-
-def flatten(tree):
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def describe(flat):
-    return {name: (leaf.shape, leaf.dtype) for name, leaf in flat.items()}
 
 
 def far_from_zero(norm):
