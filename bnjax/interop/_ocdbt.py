@@ -22,7 +22,7 @@ MANIFEST = "manifest.ocdbt"
 # Of a manifest, a node of keys and one of versions: the name of the kind, its length, version 0,
 # and whether it is packed.
 _HEAD = re.compile(
-    rb"\x0c\xdb(?:\x3a\x2a|\x20\xde|\x12\x34)(.{8})(?:\x80*\x00)(\x00|\x01|\x81\x80*\x00)",
+    rb"\x0c\xdb(?:\x3a\x2a|\x20\xde|\x12\x34)(.{8})\x80*\x00(\x00|\x01|\x81\x80*\x00)",
     re.DOTALL,
 )
 _ZSTD, _SKIPPED = 0xFD2FB528, 0x184D2A50
