@@ -352,7 +352,7 @@ def test_a_folder_that_is_removed_meanwhile(unfinished, capfd, monkeypatch):
     assert train(unfinished) == 2
     error = capfd.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert "No such file" in error
+    assert "No such file" in error and not unfinished.exists()
 
 
 USER_ERRORS = {
