@@ -11,9 +11,10 @@ from experiments.cli import main  # noqa: E402 (from here on Ctrl-C is heard)
 
 code = main()
 interrupts.ignore()
-if code == interrupts.INTERRUPTED:
-    # XLA's threads may still be computing, and crash when the interpreter is taken down under them.
-    sys.stdout.flush()
-    sys.stderr.flush()
+if code:
+    # XLA's threads may still be computing, and crash when the interpreter is taken down under them;
+    # orbax's may be waiting for a disk that failed.
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     os._exit(code)
 sys.exit(code)

@@ -6,6 +6,8 @@
 * 3: the processes of a training run did not meet, or one seems to have died
 * 130: stopped with Ctrl-C
 
+Nobody has to read what is printed: after `| head -1` the work goes on, and ends as it would.
+
 What `run` has finished of its trials, and `train` up to its last checkpoint, is kept whatever
 happens: the same command goes on.
 """
@@ -14,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.common import interrupts
+from experiments.common import interrupts, output
 from experiments.common.errors import UserError
 from experiments.common.interrupts import INTERRUPTED
 
@@ -37,6 +39,11 @@ EXTRAS = (  # of bnjax[experiments]
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process) and returns its exit code."""
+    with output.forgiven():
+        return _main(args)
+
+
+def _main(args: Sequence[str] | None) -> int:
     try:
         return _dispatch(args)
     except UserError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bnjax.interop._limits import Limit, check_regular, files, limit_of
 from bnjax.interop._msgpack import is_msgpack, read_msgpack
+from bnjax.interop._ocdbt import MANIFEST, check_nodes
 from bnjax.interop._optional import optional
 from bnjax.interop._trees import Leaves, arrays
 
@@ -22,7 +23,7 @@ _METADATA = {
     "_sharding",
     ".zarray",
     ".zattrs",
-    "manifest.ocdbt",
+    MANIFEST,
     "zarr.json",
 }
 _STEP = re.compile(r"\d+(\.\d+)?$")  # Flax's steps may be fractions
@@ -84,9 +85,13 @@ def _is_step(path: Path) -> bool:
 
 
 def _read_orbax(folder: Path, limit: Limit) -> Leaves:
-    for file, found in files(folder):
+    found = list(files(folder))
+    for file, stat in found:
         if file.name in _METADATA or file.parent.name == "array_metadatas":
-            limit.check_text(file.name, found.st_size)
+            limit.check_text(file.name, stat.st_size)
+    if any(file.name == MANIFEST for file, _ in found):
+        for file, _ in found:
+            check_nodes(file, limit)
     ocp, folder = optional("orbax.checkpoint"), folder.absolute()
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(folder).tree

@@ -98,7 +98,8 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         # Before it is released: a run that got hold of the file meanwhile sees that it is gone.
-        (folder / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that is read-only by now: a lock that nobody holds
+            (folder / LOCK).unlink()
         lock.release()
 
 

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import jax
@@ -77,6 +78,8 @@ class Checkpoints:
         leaves[CHECKSUM] = np.array(checksum(leaves), np.uint32)
         metrics = None if accuracy is None else {ACCURACY: accuracy}
         with _disk_faults(self._folder):
+            # Threads of orbax wait 20 minutes for a folder that cannot be made.
+            TemporaryFile(dir=self._folder).close()
             self._manager.save(
                 step,
                 args=ocp.args.StandardSave(leaves),

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,45 @@ def test_a_process_ends_with_the_exit_code():
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def shell(line: str, **env: str) -> tuple[int, bytes, bytes]:
+    """Exit code, output and errors of a line of bash, in which RUN is this program."""
+    line = line.replace("RUN", f"{sys.executable} -m experiments")
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, check=False, env=os.environ | env
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_nobody_has_to_read_what_is_printed():
+    """The exit code says what it always says, and nothing is printed about the pipe."""
+    assert shell("(RUN list; echo $? >&2) | true") == (0, b"", b"0\n")
+
+
+def unread(args: list[str]) -> int:
+    """The exit code where output goes into a pipe that nobody reads from."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output, contextlib.redirect_stdout(output):
+        return main(args)
+
+
+def test_the_work_goes_on_where_nobody_reads_any_more(finished):
+    assert unread([*TWO_STEPS, "--out", "result"]) == 0
+    for file in ("metrics.jsonl", "convergence.png"):
+        assert Path("result", file).read_bytes() == (finished[0] / file).read_bytes(), file
+    assert unread(["plot", "result"]) == unread(["list"]) == 0
+    assert unread(["report", "result", "--out", "page"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        unread(["--help"])
+
+
+def test_an_output_that_is_closed_or_of_few_letters_is_no_error():
+    assert shell("RUN list >&-") == (0, b"", b"")
+    assert shell("RUN plot x 2>&-") == (2, b"", b"")
+    code, out, err = shell("RUN list", PYTHONIOENCODING="ascii")
+    assert code == 0 and out.isascii() and b"convergence" in out and not err
 
 
 def test_a_missing_package_is_named(capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """`python -m experiments train` in one process: what it writes, and how it goes on."""
 
+import errno
 import json
 import os
 import shutil
@@ -291,6 +292,67 @@ def test_a_disk_that_is_full_for_metrics(unfinished, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "metrics.jsonl: cannot be written (No space left" in error
     assert Path(unfinished, "checkpoints/20").exists()
+
+
+READ_ONLY: list[str] = []  # the folder that is so now
+WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.chmod")
+
+
+def refuse_to_write(event, args):
+    """What a read-only disk does, to root too; Python asks before it opens or changes a file."""
+    changing = event in WRITING or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR))
+    if READ_ONLY and changing and os.path.abspath(os.fsdecode(args[0])).startswith(READ_ONLY[0]):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), args[0])
+
+
+@cache
+def add_hook():
+    sys.addaudithook(refuse_to_write)  # for good
+
+
+@pytest.fixture
+def read_only(unfinished):
+    """Makes the unfinished run lie on a read-only disk, until the test has ended."""
+    add_hook()
+    yield lambda: READ_ONLY.append(str(unfinished.absolute()))
+    READ_ONLY.clear()
+
+
+def when_a_step_is_logged(monkeypatch, step, act):
+    log = recorder.Recorder.log
+
+    def acting(self, at, metrics):
+        if at == step:
+            act()
+        log(self, at, metrics)
+
+    monkeypatch.setattr(recorder.Recorder, "log", acting)
+
+
+@pytest.mark.parametrize("when", ["from the start", "since step 22"])
+def test_an_unfinished_run_on_a_read_only_disk(
+    when, unfinished, finished, read_only, capfd, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        if when == "from the start":
+            read_only()
+        else:
+            when_a_step_is_logged(patch, 22, read_only)
+        assert train(unfinished) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "run" in error and "(Read-only file system)" in error
+    READ_ONLY.clear()
+    assert train(unfinished) == 0
+    assert final(unfinished) == final(finished)
+
+
+def test_a_folder_that_is_removed_meanwhile(unfinished, capfd, monkeypatch):
+    when_a_step_is_logged(monkeypatch, 22, lambda: shutil.rmtree(unfinished))
+    assert train(unfinished) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "No such file" in error and not unfinished.exists()
 
 
 USER_ERRORS = {

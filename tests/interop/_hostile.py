@@ -3,6 +3,7 @@
 Each writer of ``HOSTILE`` gets a path that is free, and makes a file or a folder there.
 """
 
+import bz2
 import collections
 import io
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 HUGE = 10**10
 CHUNK = bytes(2**24)
@@ -182,6 +184,50 @@ def orbax_of_zarr(**changes):
     return write
 
 
+def frame(head, size):
+    """A frame of Zstandard: ``head`` as it is, then as many zeros, 128 KiB in four bytes."""
+    runs = [2**17] * (size // 2**17) + [size % 2**17]
+    kinds = [(0, len(head), head), *((1, run, b"\0") for run in runs)]
+    blocks = b"".join((n << 3 | k << 1).to_bytes(3, "little") + content for k, n, content in kinds)
+    return b"\x28\xb5\x2f\xfd\0\x38" + blocks + b"\1\0\0"
+
+
+def orbax_of_a_chunk(path, chunk=None, **changes):
+    orbax_of_zarr(**changes)(path)
+    (path / "batch_stats.bn.mean/0").write_bytes(chunk or frame(b"", HUGE))
+
+
+def packed_zeros(packer):
+    zeros = [packer.compress(CHUNK) for _ in range(60)]
+    return b"".join(zeros) + packer.flush()
+
+
+def chunk_in_a_database(path):
+    orbax(path)
+    base = {"driver": "ocdbt", "base": f"file://{path}"}
+    tensorstore.KvStore.open(base).result()["batch_stats.bn.mean/0"] = frame(b"", HUGE)
+
+
+def crc32c(content):
+    table, crc = [], 2**32 - 1
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ 0x82F63B78 * (value & 1)
+        table.append(value)
+    for byte in content:
+        crc = table[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 2**32 - 1
+
+
+def manifest(files=HUGE):
+    """A manifest of OCDBT whose table of files, all without a name, has three bytes for each."""
+    config = bytes(17) + b"\x64\x80\x80\x40\4\1" + bytes(4)
+    number = bytes(files >> place & 127 | 128 for place in (0, 7, 14, 21)) + bytes([files >> 28])
+    body = frame(config + number, 3 * files)
+    whole = b"\x0c\xdb\x3a\x2a" + struct.pack("<Q", len(body) + 18) + b"\0\1" + body
+    return whole + struct.pack("<L", crc32c(whole))
+
+
 def nested_json(path):
     path.write_text('{"a":' * 10**5 + "1" + "}" * 10**5)
 
@@ -296,6 +342,18 @@ HOSTILE = {
     "orbax of a false shape": orbax_of_zarr(shape=[HUGE]),
     "orbax of large chunks": orbax_of_zarr(chunks=[HUGE]),
     "orbax of both": orbax_of_zarr(shape=[HUGE], chunks=[HUGE]),
+    "orbax of real zeros": lambda p: orbax_of_a_chunk(p, shape=[HUGE // 4], chunks=[HUGE // 4]),
+    "orbax of a chunk too long": orbax_of_a_chunk,
+    "orbax of a chunk of gzip": lambda p: orbax_of_a_chunk(
+        p, packed_zeros(zlib.compressobj(9, wbits=31)), compressor={"id": "gzip", "level": 9}
+    ),
+    "orbax of a chunk of bz2": lambda p: orbax_of_a_chunk(
+        p, packed_zeros(bz2.BZ2Compressor()), compressor={"id": "bz2", "level": 9}
+    ),
+    "orbax of a chunk in a database": chunk_in_a_database,
+    "orbax of a manifest without an end": orbax_with(
+        "manifest.ocdbt", lambda p: p.write_bytes(manifest())
+    ),
     "folder of a pipe": folder_with("checkpoint_1", os.mkfifo),
     "folder of itself": folder_with("100", lambda p: p.symlink_to(".")),
     "folder in folders": deep_folder,

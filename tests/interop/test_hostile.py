@@ -99,6 +99,16 @@ def test_the_limit_can_be_raised_and_lowered(kind, tmp_path):
         load(path, max_bytes=0)
 
 
+def test_the_limit_of_what_a_database_unpacks_into_can_be_raised(tmp_path):
+    """4 million names of files, in 12 MB, in 400 bytes."""
+    path = _hostile.orbax(tmp_path / "checkpoint")
+    (path / "manifest.ocdbt").write_bytes(_hostile.manifest(2**22))
+    with pytest.raises(ValueError, match=r"manifest.ocdbt, as it is unpacked, has 12,\d+,\d+ by"):
+        load_variables(path)
+    with pytest.raises(ValueError, match="it is damaged"):
+        load_variables(path, max_bytes=2**30)
+
+
 def test_what_is_large_on_the_disk_may_be_as_large_in_memory(tmp_path, monkeypatch):
     """The limit grows with the file, whatever is its least."""
     monkeypatch.setattr("bnjax.interop._limits.LEAST", 1)
