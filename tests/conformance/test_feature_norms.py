@@ -99,7 +99,7 @@ def test_accurate_at_a_large_offset(library, norm):
 
 
 @pytest.mark.compiled("as users do")
-@pytest.mark.parametrize("norm", NORMS.keys() - {"RMSNorm"})  # no difference of large numbers
+@pytest.mark.parametrize("norm", [n for n in NORMS if n != "RMSNorm"])  # which takes no difference
 def test_the_default_of_flax_is_wrong_at_a_large_offset(library, norm):
     x, x_hat = shared.far_from_zero(norm)
     layer = theirs(library, norm, x, use_fast_variance=True)
