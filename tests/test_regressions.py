@@ -320,8 +320,9 @@ COVERED_ELSEWHERE = {
     "test_constant_features_give_exactly_bias_and_finite_gradients",
     "pytorch#196699, pytorch#61222": "tests.core.test_standardize:"
     "test_nested_modes_agree_with_finite_differences",
-    "flax#4760, flax#4061, flax#4734": "tests.nnx.test_batch_norm:"
+    "flax#4760, flax#4061": "tests.nnx.test_batch_norm:"
     "test_layers_made_by_vmap_are_mapped_and_scanned",
+    "flax#4734": "tests.nnx.test_batch_norm:test_eval_shape",
     "pytorch#4534, tensorflow#34062": "tests.core.test_batch_norm:"
     "test_one_value_a_feature_must_be_a_choice",
     "flax#2417, pytorch PR#36382, #36530, #64039": "tests.core.test_devices:"
