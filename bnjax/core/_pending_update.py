@@ -81,8 +81,13 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
     )
     check_type("batch_stats", batch_stats, BatchStats, remedy)
     before = widened(batch_stats)
-    nothing = Moments(*(jnp.zeros_like(v) for v in (before.var, before.mean, before.var)))
+    nothing = Moments(*map(_zeros_of, (before.var, before.mean, before.var)))
     return PendingUpdate(before, nothing, before)
+
+
+def _zeros_of(v):
+    """``jnp.zeros_like``, which from JAX 0.12 on forgets inside jit that ``v`` is on a mesh."""
+    return (jnp.real(v) < -jnp.inf).astype(jnp.result_type(v))
 
 
 def add_to_update(update, pending: PendingUpdate, moments: Moments, **options) -> PendingUpdate:
