@@ -97,8 +97,8 @@ def begin_update(batch_stats: BatchStats) -> PendingUpdate:
     )
     check_type("batch_stats", batch_stats, BatchStats, remedy)
     before = widened(batch_stats)
-    nothing = Moments(*(jnp.zeros_like(v) for v in (before.var, before.mean, before.var)))
-    return PendingUpdate(before, nothing, before)
+    zeros = (sharded_like(jnp.zeros_like(v), v) for v in (before.var, before.mean, before.var))
+    return PendingUpdate(before, Moments(*zeros), before)
 
 
 def _as(moments: Moments | MeanVariance, dtype: DTypeLike) -> Moments:

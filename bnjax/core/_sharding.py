@@ -25,7 +25,10 @@ def sharded_like(v, like):
     """
     to = jax.typeof(like).sharding
     v = jnp.asarray(v)
-    if to.mesh.empty or v.shape != jnp.shape(like) or spec_of(v) == spec_of(like):
+    if to.mesh.empty or v.shape != jnp.shape(like):
+        return v
+    # From JAX 0.12 on jnp.zeros_like forgets, inside jit, which mesh its argument is on.
+    if jax.typeof(v).sharding.mesh == to.mesh and spec_of(v) == spec_of(like):
         return v
     return jax.reshard(v, jax.NamedSharding(to.mesh, jax.P(*spec_of(like))))
 

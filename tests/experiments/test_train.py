@@ -34,6 +34,8 @@ from experiments.train.settings import resolve
 from experiments.train.steps import first_state, on_host
 from tests.parity._peers import relaxed
 
+# A run that was killed is a process, and compiles as users do: so does what it is compared with.
+pytestmark = pytest.mark.compiled("as users do")
 ROOT = Path(__file__).parents[2]
 SHORT = ["--steps", "24", "--eval-every", "8", "--checkpoint-every", "5", "--log-every", "1"]
 FILES = {"config.json", "metrics.jsonl", "checkpoints", "summary.json"}
