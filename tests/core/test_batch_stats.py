@@ -16,6 +16,7 @@ from bnjax import testing
 BATCH = bnjax.moments(jnp.array([[1.0, -2.0], [3.0, 4.0], [8.0, 1.0]]), 0)
 
 
+@pytest.mark.compiled("quickly")
 @hypothesis.given(
     st.one_of(st.none(), st.floats(0, 1)), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 9)
 )

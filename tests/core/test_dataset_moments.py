@@ -13,6 +13,7 @@ def draw(examples, offset=0.0):
     return np.random.default_rng(0).normal(offset, 2, (examples, 4, 3)).astype(np.float32)
 
 
+@pytest.mark.compiled("quickly")
 @given(st.lists(st.sampled_from([1, 2, 3, 9]), min_size=1, max_size=6))
 def test_any_split_gives_the_same(sizes):
     x = draw(sum(sizes), 100.0)

@@ -73,6 +73,7 @@ def test_forward_and_gradients_at_any_offset(name, offset):
         assert testing.relative_error(dx, want) < 1e-6
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("masked", [False, True])
 def test_derivatives_of_both_modes_agree_with_differences(name, masked):
@@ -112,6 +113,7 @@ def test_half_precision_is_rounded_once(name, dtype):
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=0.51 * ulp, atol=1e-6)
 
 
+@pytest.mark.compiled("quickly")
 @given(st.integers(0, 2**16), st.sampled_from([1, 2, 4, 8]))
 def test_group_norm_lies_between_layer_and_instance_norm(seed, groups):
     x = np.random.default_rng(seed).normal(1, 3, SHAPE).astype(np.float32)
@@ -131,6 +133,7 @@ def test_group_norm_lies_between_layer_and_instance_norm(seed, groups):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.compiled("quickly")
 @given(st.integers(0, 2**16))
 def test_batch_norm_of_one_example_is_instance_norm(seed):
     x = np.random.default_rng(seed).normal(1, 3, (1, 5, 6, 4)).astype(np.float32)

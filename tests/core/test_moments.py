@@ -130,6 +130,7 @@ def test_moments_accumulate_in_a_scan():
     assert_moments(total, testing.moments(np.asarray(x).reshape(60, 3), 0))
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
 def test_gradients_to_second_order_in_both_modes(x64, dtype):
     rng = np.random.default_rng(5)

@@ -36,6 +36,7 @@ def test_a_sharded_batch_needs_no_axis_name(kind, shape):
     assert not moved  # sums over devices, and no data
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("kind", KINDS)
 def test_virtual_batches_of_a_sharded_batch(kind):
     x = np.random.default_rng(0).normal(100, 2, (32, 3)).astype(np.float32)
@@ -68,6 +69,7 @@ def test_features_sharded_on_an_explicit_mesh_with_replicated_state():
     close(got, layer(x))
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("order", [("i", "j"), ("j", "i")])
 def test_several_axes_of_nested_vmaps(order):
     rng = np.random.default_rng(0)
@@ -88,6 +90,7 @@ def mesh():
     return jax.make_mesh((4, 2), ("a", "b"), axis_types=(KINDS["auto"],) * 2)
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("checked", [True, False])
 def test_several_mesh_axes_with_unequal_masks(mesh, checked):
     rng = np.random.default_rng(0)
@@ -105,6 +108,7 @@ def test_several_mesh_axes_with_unequal_masks(mesh, checked):
     close(stats, want_stats)
 
 
+@pytest.mark.compiled("quickly")
 def test_an_axis_along_which_the_data_are_equal(mesh):
     rng = np.random.default_rng(0)
     x = rng.normal(5, 1, (32, 3)).astype(np.float32)

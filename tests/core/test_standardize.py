@@ -70,6 +70,7 @@ CASES = {
 }
 
 
+@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", ["real", "complex"])
 def test_gradients_to_second_order_in_both_modes(x64, case, dtype):
@@ -86,6 +87,7 @@ def test_gradients_to_second_order_in_both_modes(x64, case, dtype):
     check_derivatives(fn, (x, scale, bias), order=2)
 
 
+@pytest.mark.compiled("quickly")
 def test_missing_parameters_have_their_own_derivatives(x64):
     x = jnp.asarray(np.random.default_rng(5).normal(size=(6, 3)))
     v = jnp.arange(1.0, 4.0)
@@ -106,6 +108,7 @@ def directional(f, x, t, h=1e-5):
     return (f(x + h * t) - f(x - h * t)) / (2 * h)
 
 
+@pytest.mark.compiled("quickly")
 def test_nested_modes_agree_with_finite_differences(problem):
     # pytorch#196699: nested forward mode silently wrong. pytorch#61222: double backward.
     f, x, t = problem
@@ -121,6 +124,7 @@ def test_nested_modes_agree_with_finite_differences(problem):
     np.testing.assert_allclose(vjp_of_vjp, jvp_of_vjp, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.compiled("quickly")
 def test_hessian_is_symmetric_and_right(problem):
     f, x, t = problem
     hessian = jax.hessian(f)(x).reshape(15, 15)
@@ -129,6 +133,7 @@ def test_hessian_is_symmetric_and_right(problem):
     np.testing.assert_allclose(hessian @ t.ravel(), want, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.compiled("quickly")
 def test_jacfwd_equals_jacrev_and_linearize(problem):
     f, x, t = problem
     g = jax.grad(f)
