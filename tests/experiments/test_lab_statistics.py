@@ -122,8 +122,10 @@ def test_undoing_the_normalisation_is_exact_to_rounding():
 
 
 def test_a_bias_before_batch_norm_has_no_gradient_but_one_without_has():
-    data = (jnp.asarray(RNG.uniform(0, 1, (40, 6)), jnp.float32), jnp.arange(40) % 10)
-    for after, limit in ((False, 1e-5), (True, None)):
+    # Of data of its own: what is left of the gradient is rounding, 3e-6 to 2e-5 of twelve such sets.
+    images = np.random.default_rng(0).uniform(0, 1, (40, 6))
+    data = (jnp.asarray(images, jnp.float32), jnp.arange(40) % 10)
+    for after, limit in ((False, 5e-5), (True, None)):
         model = MLP((5, 5), batch_norm=True, use_bias=True, after_activation=after)
         variables = model.init(jax.random.key(0), data[0], train=False)
         state = TrainState.create(tx=optax.sgd(0.1), **variables)
