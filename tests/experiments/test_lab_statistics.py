@@ -122,7 +122,7 @@ def test_undoing_the_normalisation_is_exact_to_rounding():
 
 
 def test_a_bias_before_batch_norm_has_no_gradient_but_one_without_has():
-    # Of data of its own: what is left of the gradient is rounding, 3e-6 to 2e-5 of twelve such sets.
+    # Of data of its own: what is left of the gradient is rounding, 3e-6 to 2e-5 in twelve sets.
     images = np.random.default_rng(0).uniform(0, 1, (40, 6))
     data = (jnp.asarray(images, jnp.float32), jnp.arange(40) % 10)
     for after, limit in ((False, 5e-5), (True, None)):
