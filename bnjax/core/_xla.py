@@ -44,8 +44,13 @@ def once(v: jax.Array, like: jax.Array) -> jax.Array:
     in ``v``, so that its transpose does the same for the cotangent. Without it batch norm takes
     1.18 times as long, layer norm 1.25.
     """
-    if jax.default_backend() != "cpu" or (v.shape, v.dtype) != (like.shape, like.dtype):
+    if (v.shape, v.dtype) != (like.shape, like.dtype):
         return v
+    # Decided where the program is lowered: it may be traced here and run elsewhere.
+    return lax.platform_dependent(v, like, cpu=_divided_by_one, default=lambda v, like: v)
+
+
+def _divided_by_one(v: jax.Array, like: jax.Array) -> jax.Array:
     return v / (1 + 0 * lax.min(lax.stop_gradient(like), jnp.ones_like(like)))
 
 

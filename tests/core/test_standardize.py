@@ -243,3 +243,14 @@ def test_virtual_batches_are_not_applied_in_evaluation():
         for v in (None, 2)
     ]
     np.testing.assert_array_equal(*ys)
+
+
+def test_what_is_for_the_cpu_alone_is_decided_where_the_program_is_lowered():
+    """A program may be traced here, and exported to where it runs."""
+    x, v = jnp.ones((16, 8)), jnp.ones(8)
+    traced = jax.jit(both).trace(x, v, v, x)
+    plain, *others = (
+        traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.divide")
+        for platform in ("cuda", "tpu", "cpu")
+    )
+    assert others[0] == plain < others[1]
