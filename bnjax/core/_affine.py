@@ -37,7 +37,7 @@ def affine(x: jax.Array, mask: jax.Array | None, by: Affine, dtype: DTypeLike) -
 @affine.defjvp
 def _affine_jvp(dtype, primals, tangents):
     def tangent(x, mask, by, dx, dby):
-        return affine_tangent(x, mask, by, dx, dby).astype(dtype)
+        return affine_tangent(x, mask, by, dx.astype(by.mean.dtype), dby).astype(dtype)
 
     (x, mask, by), (dx, _, dby) = primals, tangents
     return affine(x, mask, by, dtype), remember_inputs(tangent)(x, mask, by, dx, dby)
@@ -72,11 +72,12 @@ def affine_tangent(
         \dot y = g\,\dot x + (x - \mu)\,\dot g + u, \qquad
         u = \dot\beta - g\,\dot\mu - \mu_{lo}\,\dot g, \qquad g = \gamma / \sigma
 
-    An entry that is not live is the constant ``bias``: its tangent is that of ``bias`` alone.
+    ``dx`` is in the dtype of the mean. An entry that is not live is the constant ``bias``: its
+    tangent is that of ``bias`` alone.
     The transpose needs :math:`\sum \bar y` and :math:`\sum \bar y (x - \mu)`, which one fused
     read of ``x`` and the cotangent gives, and one elementwise pass.
     """
-    live, dx = _live(x, mask), dx.astype(by.mean.dtype)
+    live = _live(x, mask)
     if by.scale is not None and not _of_same_features(by.inv_std, by.scale):
         return _tangent_with_scale_apart(x, live, by, by.scale, dx, dby)
     centred, mean_lo = _centred(x, live, by, 2)

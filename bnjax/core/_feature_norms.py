@@ -41,7 +41,7 @@ RMS norm       machine epsilon, last      1e-5, axes from ``axis``,   1e-6, last
 from __future__ import annotations
 
 import functools
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 from jax.typing import ArrayLike, DTypeLike
@@ -114,9 +114,7 @@ def layer_norm(
     ``LayerNormalization`` reduces all axes from ``axis`` on.
     """
     x = as_inexact(x, "x")
-    reduced = canonical_axes(axes, x.ndim, "axes")
-    features = reduced if param_axes is None else canonical_axes(param_axes, x.ndim, "param_axes")
-    rule = rule_for(x, reduced, features, epsilon, dtype, axis_name, axis_index_groups)
+    rule = _of_axes(x, axes, param_axes, epsilon, dtype, axis_name, axis_index_groups)
     return apply_rule(rule, x, mask, scale, bias, single_value)
 
 
@@ -160,9 +158,7 @@ def rms_norm(
     default; Flax's has no bias.
     """
     x = as_inexact(x, "x")
-    reduced = canonical_axes(axes, x.ndim, "axes")
-    features = reduced if param_axes is None else canonical_axes(param_axes, x.ndim, "param_axes")
-    rule = rule_for(x, reduced, features, epsilon, dtype, axis_name, axis_index_groups)
+    rule = _of_axes(x, axes, param_axes, epsilon, dtype, axis_name, axis_index_groups)
     return apply_rule(rule._replace(about_mean=False), x, mask, scale, bias, "allow")
 
 
@@ -216,6 +212,13 @@ def instance_norm(
     return apply_rule(rule, x, mask, scale, bias, single_value)
 
 
+def _of_axes(x: jax.Array, axes: Axes, param_axes: Axes | None, *options: Any) -> Rule:
+    """The rule of a norm over ``axes``; ``options`` as of :func:`rule_for`."""
+    reduced = canonical_axes(axes, x.ndim, "axes")
+    features = reduced if param_axes is None else canonical_axes(param_axes, x.ndim, "param_axes")
+    return rule_for(x, reduced, features, *options)
+
+
 def apply_rule(
     rule: Rule,
     x: jax.Array,
@@ -234,9 +237,10 @@ def apply_rule(
         if single_value == "error":
             raise ValueError(message)
         warn(message)
-    return _norm(inputs_for(rule, x, mask, scale, bias), rule)
+    return by_own_statistics(inputs_for(rule, x, mask, scale, bias), rule)
 
 
 @functools.partial(jax.jit, static_argnames="rule")
-def _norm(inputs: Inputs, rule: Rule) -> jax.Array:
+def by_own_statistics(inputs: Inputs, rule: Rule) -> jax.Array:
+    """The norm itself."""
     return standardize(inputs.x, inputs.mask, *inputs.params(rule), None, rule)[0]

@@ -142,9 +142,9 @@ def _check_fit(stats: BatchStats, x: jax.Array, rule: Rule) -> None:
 def _of_single_values(mode: Mode, shape: tuple[int, ...], rule: Rule) -> Mode:
     """The mode where the variance of the batch says nothing."""
     message = (
-        f"x of shape {shape} with axis={rule.features} has one value a feature in training: its "
-        "variance is 0 and the output is bias, whatever x is. Use a larger batch (or virtual "
-        "batch), merge devices with axis_name, evaluate with train=False, or choose "
+        f"x of shape {shape} with features on the axes {rule.features} has one value a feature in "
+        "training: its variance is 0 and the output is bias, whatever x is. Use a larger batch (or "
+        "virtual batch), merge devices with axis_name, evaluate with train=False, or choose "
         "single_value='running' to normalise by the running statistics, 'allow' or 'warn' to "
         "compute it all the same."
     )

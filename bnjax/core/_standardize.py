@@ -62,7 +62,7 @@ def standardize(
 
 
 def _value(x, mask, scale, bias, correction, rule: Rule):
-    stats = name_statistics(statistics(x.astype(rule.wide), mask, rule))
+    stats = name_statistics(statistics(x, mask, rule))
     # Only a mask can leave a feature without data (and an empty batch has no output).
     inv_std = inverse_std(stats.var, rule.epsilon, None if mask is None else stats.count)
     corrected = _corrected(stats, correction, rule.epsilon)
@@ -76,7 +76,7 @@ def _standardize_jvp(rule: Rule, primals, tangents):
 
     def tangent(x, mask, stats, by, dx, dscale, dbias):
         # Here and not in each of the two, whose cotangents are to be added before they are rounded.
-        x, dx = x.astype(by.mean.dtype), dx.astype(by.mean.dtype)
+        x, dx = x.astype(rule.wide), dx.astype(rule.wide)
         dstats = statistics_tangent(x, mask, stats, dx, rule, like=by.inv_std)
         dinv_std = inverse_std_tangent(by.inv_std, dstats.var)
         dby = Affine(dstats.mean, None, dinv_std, dscale, dbias)

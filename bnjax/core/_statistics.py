@@ -84,6 +84,7 @@ def statistics(x: jax.Array, mask: jax.Array | None, rule: Rule) -> Statistics:
 @statistics.defjvp
 def _statistics_jvp(rule: Rule, primals, tangents):
     def tangent(x, mask, stats, dx):
+        x, dx = x.astype(rule.wide), dx.astype(rule.wide)
         return statistics_tangent(x, mask, stats, dx, rule, like=stats.var)
 
     x, mask = primals
@@ -127,10 +128,11 @@ def statistics_tangent(
     :math:`\dot\mu = \sum \dot x / n` and
     :math:`\dot v = 2 \sum \mathrm{Re}\,\overline{(x-\mu)}\,\dot x / n`. The deviation is taken
     from the rounded mean and corrected afterwards, as in the forward pass. The transpose is one
-    elementwise pass; one collective each way. ``like`` is a vector for :func:`once`.
+    elementwise pass; one collective each way. ``x`` and ``dx`` are of compute dtype; ``like`` is a
+    vector for :func:`once`.
     """
     axes, over = rule.axes, rule.over
-    x, dx = x.astype(stats.mean.dtype), zero_unless(mask, dx.astype(stats.mean.dtype))
+    dx = zero_unless(mask, dx)
     known = known_count(x.shape, mask, rule)
     weight = reciprocal(stats.count) if known is None else 1 / max(known, 1)
     nothing = jnp.zeros_like(stats.count), jnp.zeros_like(stats.mean), jnp.zeros_like(stats.mean)

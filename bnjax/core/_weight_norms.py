@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from bnjax.core._axes import Axes, other_axes
 from bnjax.core._checks import as_inexact, canonical_axes
+from bnjax.core._feature_norms import by_own_statistics
 from bnjax.core._rule import Inputs, Rule, inputs_for, rule_for
-from bnjax.core._standardize import standardize
 from bnjax.core._statistics import abs_sq
 
 
@@ -104,12 +104,7 @@ def weight_standardize(
     kept = canonical_axes(axis, w.ndim, "axis")
     rule = rule_for(w, other_axes(kept, w.ndim), kept, epsilon, None)
     inputs = inputs_for(rule, w, None, gain, None, ("gain", "bias"))
-    return _weight_standardize(inputs, rule)
-
-
-@functools.partial(jax.jit, static_argnames="rule")
-def _weight_standardize(inputs: Inputs, rule: Rule) -> jax.Array:
-    return standardize(inputs.x, None, *inputs.params(rule), None, rule)[0]
+    return by_own_statistics(inputs, rule)
 
 
 def near_one(

@@ -78,7 +78,7 @@ class Checkpoints:
         leaves[CHECKSUM] = np.array(checksum(leaves), np.uint32)
         metrics = None if accuracy is None else {ACCURACY: accuracy}
         with _disk_faults(self._folder):
-            # Threads of orbax wait 20 minutes for a folder that cannot be made.
+            # Where a folder cannot be made, threads of orbax keep the process from its end.
             TemporaryFile(dir=self._folder).close()
             self._manager.save(
                 step,

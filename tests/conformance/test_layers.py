@@ -9,7 +9,6 @@ import pytest
 from bnjax import testing
 from bnjax.testing import LAYERS
 from tests._derivatives import check_derivatives
-from tests._quick import quick_jit
 
 # A layer that has no modes sits the exam once.
 EXAMS = [
@@ -75,7 +74,7 @@ def test_float64(layer, train, x64):
     variables = jax.tree.map(
         lambda v: v.astype(jnp.float64) if v.dtype == jnp.float32 else v, variables
     )
-    y, _ = quick_jit(layer.apply, static_argnums=2)(variables, x, train)
+    y, _ = jax.jit(layer.apply, static_argnums=2)(variables, x, train)
     assert y.dtype == jnp.float64
     assert testing.relative_error(y, layer.reference(variables, np.asarray(x), train)) < 1e-13
 
@@ -111,7 +110,7 @@ def test_vmap_is_a_loop(layer, train):
     xs = jnp.stack([x, 2 * x + 1, -x])
     fn = lambda x: layer.apply(variables, x, train)  # noqa: E731
     want = jax.tree.map(lambda *v: jnp.stack(v), *[fn(x) for x in xs])
-    close(quick_jit(jax.vmap(fn))(xs), want)
+    close(jax.jit(jax.vmap(fn))(xs), want)
 
 
 def test_scan_is_a_loop(layer, train):
@@ -122,7 +121,7 @@ def test_scan_is_a_loop(layer, train):
         y, variables = layer.apply(variables, x, train)
         return variables, y
 
-    state, ys = quick_jit(lambda *args: jax.lax.scan(step, *args))(variables, xs)
+    state, ys = jax.jit(lambda *args: jax.lax.scan(step, *args))(variables, xs)
     want = []
     for x in xs:
         variables, y = step(variables, x)
@@ -133,7 +132,7 @@ def test_scan_is_a_loop(layer, train):
 def test_remat_changes_nothing(layer, train):
     x, variables = setup(layer)
     loss = lambda x: jnp.sum(jnp.sin(layer.apply(variables, x, train)[0]))  # noqa: E731
-    got, want = (quick_jit(jax.grad(fn))(x) for fn in (jax.checkpoint(loss), loss))
+    got, want = (jax.jit(jax.grad(fn))(x) for fn in (jax.checkpoint(loss), loss))
     close(got, want, rtol=1e-5)
 
 
@@ -148,7 +147,7 @@ def test_no_second_trace(layer, train):
     x, variables = setup(layer)
     traces = []
 
-    @quick_jit
+    @jax.jit
     def step(variables, x):
         traces.append(1)
         return layer.apply(variables, x, train)[1]
@@ -162,5 +161,5 @@ def test_plain_jit_over_a_sharded_batch_equals_one_device(layer, train):
     x, variables = setup(layer)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
-    fn = quick_jit(layer.apply, static_argnums=2)
+    fn = jax.jit(layer.apply, static_argnums=2)
     close(fn(variables, sharded, train), fn(variables, x, train))

@@ -49,7 +49,7 @@ from experiments.benchmarks.timing import (
 )
 from experiments.cli import main
 from experiments.common.records import to_json
-from tests.parity._peers import relaxed
+from tests._agree import relaxed
 
 SMALL = {
     "layer": Settings(((2, 4, 4, 3),), rounds=2),

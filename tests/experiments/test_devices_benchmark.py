@@ -18,7 +18,7 @@ from experiments.benchmarks.collectives import (
 from experiments.benchmarks.contestants import FLAX, OURS, OURS_LINEN
 from experiments.benchmarks.devices import BACKWARD, BACKWARD_ALL, DIFFERENCE, FORWARD
 from experiments.benchmarks.sharded import ALL, INPUT, JIT, MERGED, WAYS, make_mesh, program
-from tests.parity._peers import relaxed
+from tests._agree import relaxed
 
 KNOWN_PROGRAM = """
 HloModule jit_f, is_scheduled=true

@@ -32,7 +32,7 @@ from experiments.train.optimizers import make_optimizer
 from experiments.train.options import Train
 from experiments.train.settings import resolve
 from experiments.train.steps import first_state, on_host
-from tests.parity._peers import relaxed
+from tests._agree import relaxed
 
 # A run that was killed is a process, and compiles as users do: so does what it is compared with.
 pytestmark = pytest.mark.compiled("as users do")

@@ -12,7 +12,6 @@ import pytest
 
 from bnjax.linen import BatchNorm, SpectralNorm, WeightNorm
 from bnjax.testing import relative_error
-from tests._quick import quick_jit
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 8, 8, 3)), jnp.float32)
 V = jnp.asarray(np.random.default_rng(1).normal(size=(6, 5)), jnp.float32)
@@ -76,7 +75,7 @@ CASES = {
 def test_variables_outputs_and_gradients_are_those_of_flax(case, relaxed):
     kind, fields = case.partition(",")[0], CASES[case]
     models = [Net(c, tuple(call(kind).items()), tuple(fields.items())) for c in PAIRS[kind]]
-    variables = [quick_jit(model.init)(jax.random.key(0), X) for model in models]
+    variables = [jax.jit(model.init)(jax.random.key(0), X) for model in models]
     ours, theirs = (
         {"/".join(map(str, p)): (v.shape, v.dtype) for p, v in flat(t)} for t in variables
     )
@@ -92,7 +91,7 @@ def test_variables_outputs_and_gradients_are_those_of_flax(case, relaxed):
             y, updates = model.apply({"params": params, **stats}, x, mutable=list(stats))
             return jnp.sum(weights * y), (y, updates)
 
-        return quick_jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(start["params"], X)
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(start["params"], X)
 
     got, want = run(models[0]), run(models[1])
     assert jax.tree.structure(got) == jax.tree.structure(want)
