@@ -44,6 +44,7 @@ import functools
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax.core._axes import Axes, other_axes
@@ -115,7 +116,7 @@ def layer_norm(
     """
     x = as_inexact(x, "x")
     rule = _of_axes(x, axes, param_axes, epsilon, dtype, axis_name, axis_index_groups)
-    return apply_rule(rule, x, mask, scale, bias, single_value)
+    return apply_rule(rule._replace(near_zero=True), x, mask, scale, bias, single_value)
 
 
 def rms_norm(
@@ -243,4 +244,8 @@ def apply_rule(
 @functools.partial(jax.jit, static_argnames="rule")
 def by_own_statistics(inputs: Inputs, rule: Rule) -> jax.Array:
     """The norm itself."""
-    return standardize(inputs.x, inputs.mask, *inputs.params(rule), None, rule)[0]
+    guess = None
+    if rule.near_zero:
+        ones = (1 if a in rule.axes else n for a, n in enumerate(inputs.x.shape))
+        guess = jnp.zeros(tuple(ones), rule.wide)
+    return standardize(inputs.x, inputs.mask, *inputs.params(rule), None, guess, rule)[0]

@@ -13,7 +13,8 @@ from bnjax.core._axes import Axes
 from bnjax.core._checks import as_inexact, as_mask, canonical_axes, check_type
 from bnjax.core._merge import AxisName
 from bnjax.core._rule import Rule, rule_for
-from bnjax.core._statistics import abs_sq, statistics
+from bnjax.core._statistics import statistics
+from bnjax.core._sums import abs_sq
 
 
 class Moments(NamedTuple):
@@ -156,5 +157,5 @@ def moments(
 
 @functools.partial(jax.jit, static_argnames="rule")
 def _moments(x: jax.Array, mask: jax.Array | None, rule: Rule) -> Moments:
-    stats = statistics(x, mask, rule).compact(rule.axes)
+    stats = statistics(x, mask, None, rule).compact(rule.axes)
     return Moments(stats.count, stats.mean, stats.m2)

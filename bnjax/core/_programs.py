@@ -83,7 +83,8 @@ def _train(inputs: Inputs, state, limits: Limits | None, update: Update, rule: R
         scale = jnp.ones_like(correction.mean) if scale is None else scale
         bias = jnp.zeros_like(correction.mean) if bias is None else bias
     normalise = standardize if rule.virtual_batch_size is None else standardize_virtual_batches
-    y, stats = normalise(inputs.x, inputs.mask, scale, bias, correction, rule)
+    guess = _guess(inputs.x, state, rule)
+    y, stats = normalise(inputs.x, inputs.mask, scale, bias, correction, guess, rule)
     return y, _moved(state, stats, inputs, rule, update)
 
 
@@ -99,7 +100,7 @@ def _evaluate(inputs: Inputs, stats: BatchStats, rule: Rule, poison: bool):
 @functools.partial(jax.jit, static_argnames="rule")
 def _track(inputs: Inputs, state, update: Update, rule: Rule):
     """Update the running statistics without normalising by the batch."""
-    stats = statistics(inputs.x, inputs.mask, rule)
+    stats = statistics(inputs.x, inputs.mask, _guess(inputs.x, state, rule), rule)
     return _moved(state, stats, inputs, rule, update)
 
 
@@ -109,6 +110,12 @@ def _moved(state, stats: Statistics, inputs: Inputs, rule: Rule, update: Update)
     after = state.take(stats.compact(rule.axes, known), update)
     # A state keeps its type, as a carry of lax.scan must.
     return lax.stop_gradient(jax.tree.map(sharded_like, after, state))
+
+
+def _guess(x, state, rule: Rule) -> jax.Array:
+    """The running mean, which that of the batch is near after the first steps."""
+    mean = jnp.asarray(state.before.mean).astype(rule.wide)
+    return lax.stop_gradient(rule.expand(mean, x.shape))
 
 
 def _correction(x, stats: BatchStats, limits: Limits, rule: Rule) -> Correction:

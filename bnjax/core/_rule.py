@@ -31,6 +31,7 @@ class Rule(NamedTuple):
     wide: jnp.dtype  # of the arithmetic
     over: Over = Over()
     about_mean: bool = True  # False: about zero, as in RMS norm
+    near_zero: bool = False  # whether zero is a good guess of the mean
     virtual_batch_size: int | None = None
 
     def values_a_mean(self, shape: tuple[int, ...]) -> int:

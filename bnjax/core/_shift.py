@@ -6,10 +6,13 @@ import jax
 from jax import lax
 
 from bnjax.core._axes import zero_unless
+from bnjax.core._rule import Rule
 from bnjax.core._sharding import spec_of
+from bnjax.core._sums import abs_sq, count_and_weight
 from bnjax.core._xla import pin
 
 SMALL = 2**16  # elements, below which a sample saves no run time but still costs compile time
+PARTS = 8  # of the data, of which one is the sample; and how far a guess may be, see below
 
 
 def deviations(
@@ -26,8 +29,10 @@ def deviations(
     return zero_unless(counts, x.astype(near.dtype) - shift), near - shift
 
 
-def sample(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
-    r"""What of ``x`` to take a shift from: every eighth part of it.
+def sample(
+    x: jax.Array, mask: jax.Array | None, weight: jax.Array, rule: Rule
+) -> tuple[jax.Array, jax.Array]:
+    r"""What of ``x`` to take a shift from, every eighth part; and the weight of each entry.
 
     By the Cauchy-Schwarz inequality the mean of a fraction ``f`` of the data lies within
     ``sqrt((1 - f) / f)`` standard deviations of the mean of all, whatever the data: for
@@ -35,17 +40,27 @@ def sample(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> jax.A
     three of float32's 24 bits at the very worst, and saves seven eighths of a pass. A mask may
     hide any part of the data, so then all of it is averaged; as is an array too small to gain.
     """
-    sampled = None if mask is not None else _sampled_axis(x, axes)
+    sampled = None if mask is not None else _sampled_axis(x, rule.axes)
     if sampled is None:
-        return x
-    # A stride along the last axis would touch all memory, a run of it an eighth.
+        return zero_unless(mask, x.astype(rule.wide)), weight
+    # A stride along the last axis would touch all memory, a run of it a part.
     last = sampled == x.ndim - 1
-    end, stride = (x.shape[sampled] // 8, 1) if last else (None, 8)
-    return lax.slice_in_dim(x, 0, end, stride=stride, axis=sampled)
+    end, stride = (x.shape[sampled] // PARTS, 1) if last else (None, PARTS)
+    part = lax.slice_in_dim(x, 0, end, stride=stride, axis=sampled).astype(rule.wide)
+    return part, count_and_weight(part, None, rule.axes, weight.dtype)[1]
+
+
+def too_far(s: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
+    """Whether a shift, ``s`` away from the mean, costs more bits than a sample would at the worst.
+
+    That is, of ``var + epsilon``. Of ``var`` alone, one dead feature whose running mean lags
+    would have every step say yes. What is not a number is too far.
+    """
+    return ~(abs_sq(s) <= (PARTS - 1) * (var + epsilon))
 
 
 def _sampled_axis(x: jax.Array, axes: tuple[int, ...]) -> int | None:
-    """The axis to take every eighth part of, if there is one that is whole on each device."""
+    """The axis to take a part of, if there is one that is whole on each device."""
     # A symbolic size (jax.export) is no int and compares with none.
     known = all(isinstance(size, int) for size in x.shape)
     if not known or x.size < SMALL:
@@ -53,4 +68,4 @@ def _sampled_axis(x: jax.Array, axes: tuple[int, ...]) -> int | None:
     spec = spec_of(x)
     # Under jit, axis 0 may be spread over devices without this being known here.
     whole = [a for a in axes if spec[a] is None and (a > 0 or jax.device_count() == 1)]
-    return next((a for a in whole if x.shape[a] >= 8), None)
+    return next((a for a in whole if x.shape[a] >= PARTS), None)

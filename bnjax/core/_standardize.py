@@ -30,13 +30,14 @@ class Correction(NamedTuple):
     d_max: jax.Array
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(6,))
 def standardize(
     x: jax.Array,
     mask: jax.Array | None,
     scale: jax.Array | None,
     bias: jax.Array | None,
     correction: Correction | None,
+    guess: jax.Array | None,
     rule: Rule,
 ) -> tuple[jax.Array, Statistics]:
     """Normalise ``x`` by its statistics; ``scale`` and ``bias`` have the rank of ``x``.
@@ -57,12 +58,12 @@ def standardize(
     half-precision gradient is rounded once. The tangent goes through two vectors, so that its
     transpose, the backward pass, needs two sums and one elementwise pass.
     """
-    y, stats, *_ = _value(x, mask, scale, bias, correction, rule)
+    y, stats, *_ = _value(x, mask, scale, bias, correction, guess, rule)
     return y, stats
 
 
-def _value(x, mask, scale, bias, correction, rule: Rule):
-    stats = name_statistics(statistics(x, mask, rule))
+def _value(x, mask, scale, bias, correction, guess, rule: Rule):
+    stats = name_statistics(statistics(x, mask, guess, rule))
     # Only a mask can leave a feature without data (and an empty batch has no output).
     inv_std = inverse_std(stats.var, rule.epsilon, None if mask is None else stats.count)
     corrected = _corrected(stats, correction, rule.epsilon)
@@ -82,10 +83,10 @@ def _standardize_jvp(rule: Rule, primals, tangents):
         dby = Affine(dstats.mean, None, dinv_std, dscale, dbias)
         return affine_tangent(x, mask, by, dx, dby).astype(rule.dtype), dstats
 
-    x, mask, scale, bias, correction = primals
-    dx, _, dscale, dbias, _ = tangents
+    x, mask, scale, bias, correction, guess = primals
+    dx, _, dscale, dbias, *_ = tangents
     # In the open, so that the policy can keep the statistics and repeat the rest.
-    y, stats, by, corrected = _value(x, mask, scale, bias, correction, rule)
+    y, stats, by, corrected = _value(x, mask, scale, bias, correction, guess, rule)
     # The correction is a constant, and linear in scale and bias.
     dscale, dbias = corrected(dscale, dbias)
     return (y, stats), remember_inputs(tangent)(x, mask, stats, by, dx, dscale, dbias)

@@ -10,10 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.core._axes import Shape, other_axes, real_dtype, size_of, zero_unless
+from bnjax.core._axes import Shape, real_dtype, zero_unless
+from bnjax.core._centre import centred
 from bnjax.core._merge import Groups, Over, all_gather, single_lane, sum_over
 from bnjax.core._rule import Rule
-from bnjax.core._shift import deviations, sample
+from bnjax.core._shift import deviations
+from bnjax.core._sums import (
+    abs_sq,
+    count_and_weight,
+    double_word,
+    inner,
+    mean_square_of,
+    real_of,
+    reciprocal,
+    sum_of,
+    times,
+)
 from bnjax.core._xla import once, pin, remember_inputs
 
 
@@ -66,14 +78,23 @@ class MeanVariance(NamedTuple):
         return self.variance * self.count
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def statistics(x: jax.Array, mask: jax.Array | None, rule: Rule) -> Statistics:
-    """Statistics of ``x``, differentiable.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def statistics(
+    x: jax.Array, mask: jax.Array | None, guess: jax.Array | None, rule: Rule
+) -> Statistics:
+    """Statistics of ``x``, differentiable; they do not depend on the ``guess`` of its mean.
 
     Unless they are about the mean, the mean is zero by decree, and the variance the mean square.
     """
-    x = x.astype(rule.wide)
-    local = _about_mean(x, mask, rule.axes) if rule.about_mean else _about_zero(x, mask, rule.axes)
+    count, weight = count_and_weight(x, mask, rule.axes, real_dtype(rule.wide))
+    if rule.about_mean:
+        mean, mean_lo, var = centred(x, mask, guess, weight, rule)
+        local = Statistics(count, once(mean, var), mean_lo, var)
+    else:
+        x = zero_unless(mask, x.astype(rule.wide))
+        var = mean_square_of(x, weight, rule.axes)
+        zero = jnp.zeros_like(var, dtype=rule.wide)
+        local = Statistics(count, zero, zero, var)
     if rule.over.groups:
         local = merge_groups(local, rule.over.groups)
     if rule.over.axis_name:
@@ -87,32 +108,9 @@ def _statistics_jvp(rule: Rule, primals, tangents):
         x, dx = x.astype(rule.wide), dx.astype(rule.wide)
         return statistics_tangent(x, mask, stats, dx, rule, like=stats.var)
 
-    x, mask = primals
-    stats = statistics(x, mask, rule)
+    x, mask, guess = primals
+    stats = statistics(x, mask, guess, rule)
     return stats, remember_inputs(tangent)(x, mask, stats, tangents[0])
-
-
-def _about_mean(x, mask, axes: tuple[int, ...]) -> Statistics:
-    """The algorithm of :func:`bnjax.moments` on ``x`` of compute dtype."""
-    count, weight = _count_and_weight(x, mask, axes)
-    part = sample(x, mask, axes)
-    share = weight if part is x else _count_and_weight(part, None, axes)[1]
-    shift = _mean(zero_unless(mask, part), axes, share)
-    d, _ = deviations(x, shift, mask, 0)
-    s = _mean(d, axes, weight)
-    d, rest = deviations(x, shift, mask, 2)
-    q = _mean_abs_sq(d, axes, weight)
-    var = jnp.maximum(q - abs_sq(s + rest), 0)
-    mean, mean_lo = _double_word(shift, s)
-    return Statistics(count, once(mean, q), mean_lo, var)
-
-
-def _about_zero(x, mask, axes: tuple[int, ...]) -> Statistics:
-    """Statistics about zero: one sum, of squares."""
-    count, weight = _count_and_weight(x, mask, axes)
-    q = _mean_abs_sq(zero_unless(mask, x), axes, weight)
-    zero = jnp.zeros_like(q, dtype=x.dtype)
-    return Statistics(count, zero, zero, q)
 
 
 def statistics_tangent(
@@ -137,75 +135,19 @@ def statistics_tangent(
     weight = reciprocal(stats.count) if known is None else 1 / max(known, 1)
     nothing = jnp.zeros_like(stats.count), jnp.zeros_like(stats.mean), jnp.zeros_like(stats.mean)
     if not rule.about_mean:
-        (cov,) = sum_over(once(_sum(_inner(zero_unless(mask, x), dx), axes), like), over=over)
-        return Statistics(*nothing, 2 * _times(cov, weight))
+        (cov,) = sum_over(once(sum_of(inner(zero_unless(mask, x), dx), axes), like), over=over)
+        return Statistics(*nothing, 2 * times(cov, weight))
     d, rest = deviations(x, stats.mean, mask, 1)
-    sums = _sum(dx, axes), _sum(_inner(d, dx), axes).astype(dx.dtype)
-    dmean, cov = (_times(v, weight) for v in sum_over(*(once(v, like) for v in sums), over=over))
-    dvar = 2 * (_real(cov) - _inner(rest + stats.mean_lo, dmean))
+    sums = sum_of(dx, axes), sum_of(inner(d, dx), axes).astype(dx.dtype)
+    dmean, cov = (times(v, weight) for v in sum_over(*(once(v, like) for v in sums), over=over))
+    dvar = 2 * (real_of(cov) - inner(rest + stats.mean_lo, dmean))
     return Statistics(nothing[0], dmean, nothing[1], dvar)
-
-
-def _count_and_weight(x, mask, axes):
-    """Elements of ``x`` that count, a feature, and the weight of each in the mean.
-
-    The count is a scalar unless the mask tells features apart; the weight is a Python float where
-    the count is known at trace time.
-    """
-    dtype = real_dtype(x.dtype)
-    if mask is None:
-        size = size_of(x.shape, axes)
-        count = jnp.asarray(size, dtype)
-        known = isinstance(size, int)  # and not symbolic, as under jax.export
-        return count, (1 / max(size, 1) if known else reciprocal(count))
-    repeats = size_of(x.shape, tuple(a for a in axes if mask.shape[a] == 1))
-    # Integers: a float32 running sum of ones stops growing at 2**24.
-    hits = jnp.sum(mask, axes, dtype=jnp.int32, keepdims=True)
-    count = hits.astype(dtype) * repeats
-    if all(mask.shape[a] == 1 for a in other_axes(axes, x.ndim)):
-        count = count.reshape(())
-    return count, reciprocal(count)
 
 
 def known_count(shape: Shape, mask: jax.Array | None, rule: Rule) -> float | None:
     """The merged count, or None where a mask or a symbolic size decides."""
     values = rule.values_a_mean(shape)
     return float(values) if mask is None and isinstance(values, int) else None
-
-
-def _mean(v, axes, weight):
-    """The mean, the same number wherever it is subtracted."""
-    return pin(_times(_sum(v, axes), weight))
-
-
-def _mean_abs_sq(d, axes, weight):
-    """The mean of ``|d|**2``, each element divided by about the root of their number first.
-
-    The sum of n squares would overflow at a root of n earlier than their mean. By a power of two,
-    so that no digit changes.
-    """
-    size = size_of(d.shape, axes)
-    exponent = size.bit_length() // 2 if isinstance(size, int) else 0  # symbolic: jax.export
-    if exponent == 0:
-        return _times(_sum(abs_sq(d), axes), weight)
-    return _times(_sum(abs_sq(d * 2.0**-exponent), axes), weight * 4.0**exponent)
-
-
-def _times(v, weight):
-    """``v * weight``, whatever the dtypes: a float, or a real array beside complex ``v``."""
-    return v * (weight if isinstance(weight, float) else weight.astype(v.dtype))
-
-
-def _double_word(a, b):
-    """``a + b`` as a rounded sum and its rounding error, for ``|a| >= |b|`` or both tiny.
-
-    The error of ``b`` itself is at least a few units in its last place; a remainder below that
-    is noise. Dropping it makes the mean of a constant feature exact, hence its output ``bias``.
-    """
-    total = a + b
-    error = b - (total - a)
-    noise = 8 * jnp.finfo(b.dtype).eps * jnp.abs(b)
-    return total, lax.select(jnp.abs(error) <= noise, jnp.zeros_like(error), error)
 
 
 def merge_groups(local: Statistics, groups: Groups) -> Statistics:
@@ -236,7 +178,7 @@ def merge_devices(local: Statistics, over: Over, equal_counts: bool) -> Statisti
     if equal_counts:
         parts = [jnp.broadcast_to(local.count, (len(packed), *local.count.shape)), *parts]
     count, mean, mean_lo, var = parts
-    return merge_stack(Statistics(_real(count), mean, mean_lo, _real(var)))
+    return merge_stack(Statistics(real_of(count), mean, mean_lo, real_of(var)))
 
 
 def merge_stack(stack: Statistics) -> Statistics:
@@ -250,31 +192,6 @@ def merge_stack(stack: Statistics) -> Statistics:
     share = share.reshape(share.shape + (1,) * (stack.mean.ndim - share.ndim))
     shift = pin(jnp.sum(share.astype(dtype) * stack.mean, 0))
     d = (stack.mean - shift[None]) + stack.mean_lo
-    s = pin(jnp.sum(share.astype(dtype) * d, 0))
+    s = jnp.sum(share.astype(dtype) * d, 0)
     var = jnp.sum(share * (stack.var + abs_sq(d - s[None])), 0)
-    return Statistics(total, *_double_word(shift, s), var)
-
-
-def abs_sq(x: jax.Array) -> jax.Array:
-    """``|x|**2``, real."""
-    return _inner(x, x)
-
-
-def _inner(a, b):
-    """Real part of ``conj(a) * b``: the real inner product of complex numbers."""
-    if jnp.iscomplexobj(a):
-        return lax.real(a) * lax.real(b) + lax.imag(a) * lax.imag(b)
-    return a * b
-
-
-def _real(x):
-    return lax.real(x) if jnp.iscomplexobj(x) else x
-
-
-def _sum(x, axes):
-    return jnp.sum(x, axes, keepdims=True)
-
-
-def reciprocal(count):
-    """``1 / count``, and 0 for an empty set so that its mean and variance are 0, not NaN."""
-    return jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
+    return Statistics(total, *double_word(shift, s, var), var)

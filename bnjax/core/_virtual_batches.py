@@ -23,6 +23,7 @@ def standardize_virtual_batches(
     scale: jax.Array | None,
     bias: jax.Array | None,
     correction: Correction | None,
+    guess: jax.Array | None,
     rule: Rule,
 ) -> tuple[jax.Array, Statistics]:
     """:func:`standardize` of each virtual batch, with the statistics of all of them.
@@ -33,7 +34,7 @@ def standardize_virtual_batches(
     if mask is not None:
         mask = jnp.broadcast_to(mask, x.shape[:1] + mask.shape[1:])
     inner = rule._replace(axes=tuple(a + 1 for a in rule.axes), over=Over())
-    params = jax.tree.map(lambda v: v[None], (scale, bias, correction))
+    params = jax.tree.map(lambda v: v[None], (scale, bias, correction, guess))
     outputs, stacks = [], []
     runs = virtual_batches(x.shape[0], rule.virtual_batch_size)
     _check_explicit_sharding(x, runs, rule.virtual_batch_size)

@@ -14,7 +14,7 @@ from bnjax.core._axes import Axes, other_axes
 from bnjax.core._checks import as_inexact, canonical_axes
 from bnjax.core._feature_norms import by_own_statistics
 from bnjax.core._rule import Inputs, Rule, inputs_for, rule_for
-from bnjax.core._statistics import abs_sq
+from bnjax.core._sums import abs_sq
 
 
 def weight_norm(

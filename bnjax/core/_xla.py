@@ -18,6 +18,19 @@ from jax.ad_checkpoint import checkpoint_name
 
 STATISTICS = "bnjax.statistics"
 
+# Tests see the programs for "cpu", "gpu" and "tpu" on whatever they run: `with as_on("tpu"):`.
+as_on = jax.make_user_context(None)
+
+
+def by_platform(*args: Any, cpu: Callable, gpu: Callable, tpu: Callable) -> Any:
+    """What one of three functions makes of ``args``, pytrees of arrays; equal up to rounding.
+
+    Chosen where the program is lowered: it may be traced here and run elsewhere.
+    """
+    if as_on.value is not None:
+        return {"cpu": cpu, "gpu": gpu, "tpu": tpu}[as_on.value](*args)
+    return lax.platform_dependent(*args, cpu=cpu, tpu=tpu, default=gpu)
+
 
 def pin(v: jax.Array, drop: int = 1) -> jax.Array:
     """``v`` rounded to ``drop`` bits less than its dtype holds: the same number wherever used.
@@ -46,12 +59,15 @@ def once(v: jax.Array, like: jax.Array) -> jax.Array:
     """
     if (v.shape, v.dtype) != (like.shape, like.dtype):
         return v
-    # Decided where the program is lowered: it may be traced here and run elsewhere.
-    return lax.platform_dependent(v, like, cpu=_divided_by_one, default=lambda v, like: v)
+    return by_platform(v, like, cpu=_divided_by_one, gpu=_as_it_is, tpu=_as_it_is)
 
 
 def _divided_by_one(v: jax.Array, like: jax.Array) -> jax.Array:
     return v / (1 + 0 * lax.min(lax.stop_gradient(like), jnp.ones_like(like)))
+
+
+def _as_it_is(v: jax.Array, like: jax.Array) -> jax.Array:
+    return v
 
 
 def remember_inputs(tangent: Callable[..., Any]) -> Callable[..., Any]:
