@@ -5,9 +5,10 @@
 
 Every norm takes the same way. At the door ``_rule`` makes of its arguments a ``Rule`` and
 ``Inputs``, with the errors of ``_checks``. ``_standardize`` holds the one derivative rule: it takes
-``_statistics`` (about a ``_shift``, merged by ``_merge``) and applies ``_affine``. What a norm with
-running statistics does beside that is chosen in ``_programs``; how those move is in
-``_batch_stats``, and ``_pending_update`` where several batches move them once.
+``_statistics`` (``_sums`` about a ``_shift``, chosen in ``_centre`` for each platform; merged by
+``_merge``) and applies ``_affine``. What a norm with running statistics does beside that is chosen
+in ``_programs``; how those move is in ``_batch_stats``, and ``_pending_update`` where several
+batches move them once.
 """
 
 from bnjax.core._batch_norm import batch_norm

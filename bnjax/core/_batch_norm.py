@@ -43,7 +43,9 @@ def batch_norm(
     In training :math:`\mu, v` are those of the batch, by the corrected two-pass algorithm of
     :func:`bnjax.moments`; the mean is kept to twice the working precision until it has been
     subtracted, so ``y`` and its gradients are right to a few units in the last place at any
-    offset. In evaluation they are ``batch_stats``.
+    offset. (Compiled for TPU, sums are taken about the running mean, while the operation before
+    writes ``x``, and once more where that is more than 2.6 deviations off; the result is the same
+    up to rounding.) In evaluation they are ``batch_stats``.
 
     Which statistics normalise (``train``) and whether they are updated (``update_stats``) are
     two choices:

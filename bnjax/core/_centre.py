@@ -31,7 +31,7 @@ from bnjax.core._sums import (
     sum_in_steps,
     sum_of,
 )
-from bnjax.core._xla import by_platform, pin
+from bnjax.core._xla import by_platform, once, pin
 
 
 class Centred(NamedTuple):
@@ -90,7 +90,9 @@ def _repaired(x, mask, weight, far, found: Centred, rule: Rule) -> Centred:
 
     def lanes(size, batched, *args):
         args = jax.tree.map(lambda many, v: v if many else v[None], tuple(batched), args)
-        y = _repaired(*args, rule._replace(axes=tuple(a + 1 for a in rule.axes)))
+        x, mask, weight, far, found = args
+        inner = rule._replace(axes=tuple(a + 1 for a in rule.axes))
+        y = _repaired(x, mask, weight, far, found, inner)
         return y, jax.tree.map(lambda _: True, y)
 
     guarded = custom_vmap(either)
@@ -105,4 +107,5 @@ def _about(shift, x, mask, weight, rule: Rule, sum_of=sum_of, readers=(0, 0)) ->
     d, rest = deviations(x, shift, mask, readers[1])
     q = mean_square_of(d, weight, rule.axes, sum_of)
     var = jnp.maximum(q - abs_sq(s + rest), 0)
-    return Centred(*double_word(shift, s, var), var)
+    mean, mean_lo = double_word(shift, s, var)
+    return Centred(once(mean, q), mean_lo, var)

@@ -88,8 +88,7 @@ def statistics(
     """
     count, weight = count_and_weight(x, mask, rule.axes, real_dtype(rule.wide))
     if rule.about_mean:
-        mean, mean_lo, var = centred(x, mask, guess, weight, rule)
-        local = Statistics(count, once(mean, var), mean_lo, var)
+        local = Statistics(count, *centred(x, mask, guess, weight, rule))
     else:
         x = zero_unless(mask, x.astype(rule.wide))
         var = mean_square_of(x, weight, rule.axes)

@@ -15,6 +15,7 @@ from experiments.benchmarks import (
     devices,
     figure,
     floor,
+    guard,
     layer,
     norms,
     runner,
@@ -59,6 +60,7 @@ SMALL = {
     "accuracy": Settings(((97, 3),)),
     "devices": Settings(((8, 3, 3, 5),), rounds=2),
     "norms": Settings(((5, 7, 32), (3, 4, 4, 32)), rounds=2),
+    "guard": Settings(((16,),), rounds=12),
 }
 EXTRA = {"network": {"widths": (4,), "blocks": 1}, "compile": {"depth": 2}}
 FEWER = {  # parts of a benchmark left out here, for their compilations take long
@@ -69,6 +71,7 @@ FEWER = {  # parts of a benchmark left out here, for their compilations take lon
         "WAYS": {n: devices.WAYS[n] for n in ("bnjax", devices.EACH, devices.MERGED, "flax linen")},
         "DEVICES": (2,),
     },
+    "guard": {"NETWORKS": guard.NETWORKS[:1], "MOMENTA": (0.9,)},
 }
 # Exact: what they claim holds at any size and on any machine.
 COUNTED = ("memory", "accuracy", "devices")
@@ -90,6 +93,20 @@ def test_each_benchmark_measures_and_judges(name, monkeypatch):
     assert all(panel.bars for panel in panels)
     json.dumps([panel.as_json() for panel in panels])
     assert len(figure.draw(name, panels).axes) == len(panels)
+
+
+def test_the_guard_counts_the_layers_with_a_feature_too_far():
+    before = {
+        "a": {"mean": np.zeros(2), "var": np.ones(2)},
+        "b": {"mean": np.ones(1), "var": np.ones(1)},
+    }
+    # By one tenth of the way to batches of mean (0, 3) and 3, and variance 1.
+    after = {
+        "a": {"mean": np.array([0.0, 0.3]), "var": np.ones(2)},
+        "b": {"mean": np.array([1.2]), "var": np.ones(1)},
+    }
+    before, after = (jax.tree.map(jnp.float32, tree) for tree in (before, after))
+    assert guard.far_layers(0.9, before, after).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("kind", [kind for kinds in norms.KINDS.values() for kind in kinds])
