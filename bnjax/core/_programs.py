@@ -83,7 +83,8 @@ def _train(inputs: Inputs, state, limits: Limits | None, update: Update, rule: R
         scale = jnp.ones_like(correction.mean) if scale is None else scale
         bias = jnp.zeros_like(correction.mean) if bias is None else bias
     normalise = standardize if rule.virtual_batch_size is None else standardize_virtual_batches
-    guess = _guess(inputs.x, state, rule)
+    # Virtual batches would have to ask each other whether any is too far from a guess.
+    guess = None if rule.virtual_batch_size is not None else _guess(inputs.x, state, rule)
     y, stats = normalise(inputs.x, inputs.mask, scale, bias, correction, guess, rule)
     return y, _moved(state, stats, inputs, rule, update)
 
