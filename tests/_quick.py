@@ -7,7 +7,11 @@ import functools
 
 import jax
 
-_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 # A part of every cache key of jax: what one test compiled quickly, no other test takes for
 # the code that users get.

@@ -17,9 +17,6 @@ EXAMS = [
 IDS = [f"{layer}-{'train' if train else 'eval'}" for layer, train in EXAMS]
 
 
-pytestmark = pytest.mark.compiled("quickly")
-
-
 # Of the module, so that the tests of a layer are neighbours and share its compiled programs.
 @pytest.fixture(params=EXAMS, ids=IDS, scope="module")
 def exam(request):

@@ -7,7 +7,7 @@ import pytest
 
 from tests._modules import LIBRARIES
 
-pytestmark = [pytest.mark.compiled("quickly"), pytest.mark.usefixtures("flax_promotes")]
+pytestmark = pytest.mark.usefixtures("flax_promotes")
 
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 RNG = np.random.default_rng(0)
