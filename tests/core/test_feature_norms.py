@@ -74,8 +74,13 @@ def test_forward_and_gradients_at_any_offset(name, offset):
 
 
 @pytest.mark.compiled("quickly")
-@pytest.mark.parametrize("name", NORMS)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [
+        *((name, False) for name in ("layer", "rms", "instance", "group")),
+        *((name, True) for name in NORMS if name not in ("layer", "group, NCHW")),
+    ],
+)
 def test_derivatives_of_both_modes_agree_with_differences(name, masked):
     rng = np.random.default_rng(1)
     with jax.enable_x64(True):
@@ -94,11 +99,14 @@ def test_masked_entries_take_no_part(name):
     loud = np.where(mask, x, np.nan)
     weights = np.where(mask, rng.normal(size=SHAPE), 0).astype(np.float32)
     norm = functools.partial(NORMS[name][0], scale=None, bias=None, mask=mask)
-    assert (
-        testing.relative_error(np.where(mask, norm(loud), 0), mask * reference(name, x, mask))
-        < 1e-6
-    )
-    dx = jax.grad(lambda x: jnp.sum(weights * jnp.where(mask, norm(x), 0)))(loud)
+
+    @jax.jit
+    def run(x):
+        y, pullback = jax.vjp(norm, x)
+        return y, pullback(weights)[0]
+
+    y, dx = run(loud)
+    assert testing.relative_error(np.where(mask, y, 0), mask * reference(name, x, mask)) < 1e-6
     assert np.isfinite(dx).all() and not np.asarray(dx)[~mask].any()
 
 
@@ -151,6 +159,7 @@ def test_layer_norm_of_the_transpose_is_batch_norm():
     np.testing.assert_allclose(bnjax.layer_norm(x, None, None), want.T, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.compiled("quickly")
 def test_rms_norm_of_centred_data_is_layer_norm():
     x = np.random.default_rng(5).normal(1, 3, (16, 6)).astype(np.float32)
     x -= x.mean(-1, keepdims=True)
@@ -158,6 +167,7 @@ def test_rms_norm_of_centred_data_is_layer_norm():
     np.testing.assert_allclose(bnjax.rms_norm(x, None), want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.compiled("quickly")
 def test_group_norm_of_channels_alone():
     x = np.random.default_rng(6).normal(1, 3, (5, 8)).astype(np.float32)
     scale, bias = np.random.default_rng(6).normal(size=(2, 8)).astype(np.float32)
@@ -184,6 +194,7 @@ def test_features_spread_over_devices(name):
     assert testing.relative_error(got, norm(x, None, None)) < 1e-6
 
 
+@pytest.mark.compiled("quickly")
 def test_the_backward_pass_keeps_x_and_vectors():
     x = jnp.ones((64, 32, 8), jnp.bfloat16)
     for norm, sets in ((bnjax.layer_norm, 64 * 32), (bnjax.rms_norm, 64 * 32)):
@@ -193,6 +204,7 @@ def test_the_backward_pass_keeps_x_and_vectors():
         assert all(v.size <= max(sets, 8) for v in jax.tree.leaves(pullback) if v.size < x.size)
 
 
+@pytest.mark.compiled("quickly")
 def test_errors_name_argument_and_remedy():
     x = jnp.ones((2, 3, 6))
     with pytest.raises(ValueError, match="num_groups=4 does not divide the 6 channels"):
@@ -211,6 +223,7 @@ def test_errors_name_argument_and_remedy():
         bnjax.group_norm(jnp.ones((4, 6)), None, None, num_groups=6)
 
 
+@pytest.mark.compiled("quickly")
 def test_group_size_is_the_other_way_to_say_num_groups_and_a_vector_is_an_example():
     x = np.random.default_rng(9).normal(1, 3, (2, 3, 8)).astype(np.float32)
     got = bnjax.group_norm(x, None, None, num_groups=None, group_size=2)
@@ -223,6 +236,7 @@ def test_group_size_is_the_other_way_to_say_num_groups_and_a_vector_is_an_exampl
             bnjax.group_norm(x, None, None, **groups)
 
 
+@pytest.mark.compiled("quickly")
 def test_a_single_value_warns_is_an_error_or_allowed():
     x, one = jnp.ones((2, 3)), functools.partial(bnjax.layer_norm, scale=None, bias=None)
     for norm in (functools.partial(one, axes=()), functools.partial(one, axes=(), mask=x > 0)):

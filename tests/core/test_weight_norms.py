@@ -11,6 +11,9 @@ import bnjax
 from bnjax import testing
 from tests._derivatives import check_derivatives
 
+pytestmark = pytest.mark.compiled("quickly")
+exact = pytest.mark.compiled("as users do")
+
 
 def draw(*shape, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
@@ -23,6 +26,7 @@ def iterate(w, state, steps):
     return w_hat, state
 
 
+@exact
 @pytest.mark.parametrize("axis", [-1, 0, (2, 3), None])
 def test_weight_norm_by_definition(axis):
     w = draw(3, 2, 4, 5)
@@ -35,6 +39,7 @@ def test_weight_norm_by_definition(axis):
     assert testing.relative_error(got, w / norm * scale.reshape(shape)) < 1e-6
 
 
+@exact
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_weight_norm_in_half_precision_is_computed_in_float32(dtype):
     w = jnp.asarray(300 * draw(64, 3), dtype)  # squares overflow float16
@@ -110,6 +115,7 @@ def test_the_gradient_holds_the_vectors_constant():
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9)
 
 
+@exact
 def test_weight_standardize_is_accurate_and_differentiable():
     w = (draw(3, 3, 4, 5) + 1e4).astype(np.float32)
     gain = draw(5, seed=1)
