@@ -27,9 +27,10 @@ def _is_known(name) -> bool:
     return True
 
 
-quick_jit = functools.partial(
-    jax.jit, compiler_options={n: option for n, option in _OPTIONS.items() if _is_known(n)}
-)
+KNOWN = {name: option for name, option in _OPTIONS.items() if _is_known(name)}
+# The same for the XLA_FLAGS of another process.
+FLAGS = "".join(f" --{name}={str(option).lower()}" for name, option in KNOWN.items())
+quick_jit = functools.partial(jax.jit, compiler_options=KNOWN)
 
 
 def teach_the_compiler() -> None:
@@ -40,11 +41,10 @@ def teach_the_compiler() -> None:
     """
     from jax._src import compiler
 
-    options = {n: o for n, o in _OPTIONS.items() if _is_known(n)}
     plain = getattr(compiler, "get_compile_options", None)
 
     def get_compile_options(*args, env_options_overrides=None, **kw):
-        quick = options if compiling.value == "quickly" else {}
+        quick = KNOWN if compiling.value == "quickly" else {}
         return plain(*args, env_options_overrides={**quick, **(env_options_overrides or {})}, **kw)
 
     if plain is not None:

@@ -25,6 +25,7 @@ from bnjax import _variables
 from bnjax.surgery import freeze
 from bnjax.training import adapt, recalibrate
 from bnjax.training._begin_update import closed, opened
+from tests._quick import FLAGS
 
 # Offsets make variances that a running average, or a mean of variances, would get wrong.
 DATA = np.random.default_rng(0).normal(5, 2, (48, 6)).astype(np.float32)
@@ -203,7 +204,7 @@ def test_two_processes_give_the_same():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2" + FLAGS}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, address, str(rank)],
