@@ -18,6 +18,7 @@ os.environ["XLA_FLAGS"] = (
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 from tests._agree import relaxed
@@ -54,6 +55,12 @@ def pytest_runtest_protocol(item):
 
 def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture
+def rng():
+    """Random numbers that do not hang on which tests ran before."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture
