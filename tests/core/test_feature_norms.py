@@ -210,35 +210,66 @@ def test_the_backward_pass_keeps_x_and_vectors():
 
 
 @pytest.mark.compiled("quickly")
-def test_errors_name_argument_and_remedy():
-    x = jnp.ones((2, 3, 6))
-    with pytest.raises(ValueError, match="num_groups=4 does not divide the 6 channels"):
-        bnjax.group_norm(x, None, None, num_groups=4)
-    with pytest.raises(ValueError, match="must hold the channel axis"):
-        bnjax.group_norm(x, None, None, num_groups=2, axes=(1,))
-    with pytest.raises(ValueError, match="keeps axis 0, where instance norm has the examples"):
-        bnjax.instance_norm(x, None, None, axis=0)
-    with pytest.raises(ValueError, match=r"scale has shape \(5,\)"):
-        bnjax.layer_norm(x, jnp.ones(5), None)
-    with pytest.raises(TypeError, match="x must be floating point"):
-        bnjax.rms_norm(jnp.ones((2, 3), int), None)
-    with pytest.warns(UserWarning, match="that of one value"):
-        bnjax.layer_norm(jnp.ones((4, 1)), None, None)
-    with pytest.warns(UserWarning, match="that of one value"):
-        bnjax.group_norm(jnp.ones((4, 6)), None, None, num_groups=6)
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda x: bnjax.group_norm(x, None, None, num_groups=4),
+            ValueError,
+            "num_groups=4 does not divide the 6 channels",
+        ),
+        (
+            lambda x: bnjax.group_norm(x, None, None, num_groups=2, axes=(1,)),
+            ValueError,
+            "must hold the channel axis",
+        ),
+        (
+            lambda x: bnjax.group_norm(x, None, None, num_groups=None),
+            ValueError,
+            "give num_groups=None as well",
+        ),
+        (
+            lambda x: bnjax.group_norm(x, None, None, num_groups=3, group_size=2),
+            ValueError,
+            "give num_groups=None as well",
+        ),
+        (
+            lambda x: bnjax.instance_norm(x, None, None, axis=0),
+            ValueError,
+            "keeps axis 0, where instance norm has the examples",
+        ),
+        (lambda x: bnjax.layer_norm(x, np.ones(5), None), ValueError, r"scale has shape \(5,\)"),
+        (lambda x: bnjax.rms_norm(x.astype(int), None), TypeError, "x must be floating point"),
+    ],
+)
+def test_errors_name_argument_and_remedy(call, error, words):
+    with pytest.raises(error, match=words):
+        call(np.ones((2, 3, 6), np.float32))
 
 
 @pytest.mark.compiled("quickly")
-def test_group_size_is_the_other_way_to_say_num_groups_and_a_vector_is_an_example():
+@pytest.mark.parametrize(
+    ("norm", "features"),
+    [(bnjax.layer_norm, 1), (functools.partial(bnjax.group_norm, num_groups=6), 6)],
+)
+def test_a_set_of_one_value_warns(norm, features):
+    with pytest.warns(UserWarning, match="that of one value"):
+        norm(jnp.ones((4, features)), None, None)
+
+
+@pytest.mark.compiled("quickly")
+def test_group_size_is_the_other_way_to_say_num_groups():
     x = np.random.default_rng(9).normal(1, 3, (2, 3, 8)).astype(np.float32)
     got = bnjax.group_norm(x, None, None, num_groups=None, group_size=2)
     np.testing.assert_array_equal(got, bnjax.group_norm(x, None, None, num_groups=4))
-    want = bnjax.group_norm(x[:1, 0], None, None, num_groups=4)[0]
-    got = bnjax.group_norm(x[0, 0], None, None, num_groups=4)
+
+
+@pytest.mark.compiled("quickly")
+def test_a_vector_is_an_example():
+    x = np.random.default_rng(9).normal(1, 3, (1, 8)).astype(np.float32)
+    want = bnjax.group_norm(x, None, None, num_groups=4)[0]
+    got = bnjax.group_norm(x[0], None, None, num_groups=4)
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
-    for groups in ({"num_groups": None}, {"num_groups": 4, "group_size": 2}):
-        with pytest.raises(ValueError, match="give num_groups=None as well"):
-            bnjax.group_norm(x, None, None, **groups)
 
 
 @pytest.mark.compiled("quickly")
