@@ -1,4 +1,4 @@
-"""Compilation in a third of the time, where the compiler is not what is tested.
+"""Compilation in a fifth of the time, where the compiler is not what is tested.
 
 The options give code of equal meaning that runs slowly. Which tests compile so, `conftest.py` says.
 """
