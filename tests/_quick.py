@@ -1,4 +1,4 @@
-"""Compilation in a third of the time, where the compiler is not what is tested.
+"""Compilation in a fifth of the time, where the compiler is not what is tested.
 
 The options give code of equal meaning that runs slowly. Which tests compile so, `conftest.py` says.
 """
@@ -7,7 +7,11 @@ import functools
 
 import jax
 
-_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 # A part of every cache key of jax: what one test compiled quickly, no other test takes for
 # the code that users get.
@@ -23,9 +27,10 @@ def _is_known(name) -> bool:
     return True
 
 
-quick_jit = functools.partial(
-    jax.jit, compiler_options={n: option for n, option in _OPTIONS.items() if _is_known(n)}
-)
+KNOWN = {name: option for name, option in _OPTIONS.items() if _is_known(name)}
+# The same for the XLA_FLAGS of another process.
+FLAGS = "".join(f" --{name}={str(option).lower()}" for name, option in KNOWN.items())
+quick_jit = functools.partial(jax.jit, compiler_options=KNOWN)
 
 
 def teach_the_compiler() -> None:
@@ -36,11 +41,10 @@ def teach_the_compiler() -> None:
     """
     from jax._src import compiler
 
-    options = {n: o for n, o in _OPTIONS.items() if _is_known(n)}
     plain = getattr(compiler, "get_compile_options", None)
 
     def get_compile_options(*args, env_options_overrides=None, **kw):
-        quick = options if compiling.value == "quickly" else {}
+        quick = KNOWN if compiling.value == "quickly" else {}
         return plain(*args, env_options_overrides={**quick, **(env_options_overrides or {})}, **kw)
 
     if plain is not None:

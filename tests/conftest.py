@@ -1,5 +1,6 @@
 """A strict climate for every test: eight CPU devices, no implicit promotion, no warnings."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ os.environ["XLA_FLAGS"] = (
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 from tests._agree import relaxed
@@ -30,9 +32,12 @@ hypothesis.settings.register_profile("bnjax", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("bnjax")
 
 
-# What these folders test is no matter of the last bit, of memory or of compiled text; where it is,
-# and where another folder's is not, a test is marked with how it is compiled.
-QUICK = {"diagnostics", "experiments", "interop", "linen", "nnx", "surgery", "training"}
+# Most tests are no matter of the last bit, of memory or of compiled text. Those of the core are;
+# where it is otherwise, a test is marked with how it is compiled.
+USUAL = {"core": "as users do"}
+
+# Tracing makes a great many objects, and hardly any garbage in cycles.
+gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_configure(config):
@@ -43,13 +48,19 @@ def pytest_configure(config):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     mark = item.get_closest_marker("compiled")
-    usual = "quickly" if item.path.parent.name in QUICK else "as users do"
+    usual = USUAL.get(item.path.parent.name, "quickly")
     with compiling(mark.args[0] if mark else usual):
         return (yield)
 
 
 def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture
+def rng():
+    """Random numbers that do not hang on which tests ran before."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ def normalise(x, **options):
 # --- Numerics -----------------------------------------------------------------------------------
 
 
+@pytest.mark.compiled("as users do")
 @pytest.mark.parametrize("offset", [1e1, 1e3, 1e5, 1e6])
 def test_flax_1491_variance_is_never_negative_nor_nan(offset):
     x = jnp.asarray(np.random.default_rng(0).normal(offset, 1, (513, 4)), jnp.float32)
@@ -33,6 +34,7 @@ def test_flax_1491_variance_is_never_negative_nor_nan(offset):
     np.testing.assert_allclose(stats.var, np.asarray(x, np.float64).var(0), rtol=1e-5)
 
 
+@pytest.mark.compiled("as users do")
 def test_jax_30426_gradients_of_nearly_constant_features_are_not_huge():
     x = (np.random.default_rng(1).normal(size=(257, 2)) * 1e-3 + 1e3).astype(np.float32)
     dy = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
@@ -41,6 +43,7 @@ def test_jax_30426_gradients_of_nearly_constant_features_are_not_huge():
     assert testing.relative_error(pullback(dy)[0], want) < 1e-5
 
 
+@pytest.mark.compiled("as users do")
 def test_tensorflow_118701_an_outlier_as_the_first_example():
     x = np.random.default_rng(3).normal(size=(1000, 2)).astype(np.float32)
     x[0] = 1e5
@@ -49,6 +52,7 @@ def test_tensorflow_118701_an_outlier_as_the_first_example():
     )
 
 
+@pytest.mark.compiled("as users do")
 @pytest.mark.parametrize(
     ("dtype", "mean", "std"),
     [(jnp.float16, 300, 1), (jnp.float16, 3e4, 1e3), (jnp.bfloat16, 5, 0.1)],
@@ -216,7 +220,6 @@ def test_keras_19848_a_broadcast_mask_counts_elements_of_x():
     np.testing.assert_allclose(got.mean, x[[0, 1, 3]].mean((0, 1)), rtol=1e-5)
 
 
-@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("checked", [True, False])
 def test_jax_21855_gradients_under_shard_map_are_summed_once(checked):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -298,6 +301,7 @@ def test_transformers_21581_statistics_that_find_no_place_are_an_error(rename):
         assert text in str(error.value)
 
 
+@pytest.mark.compiled("as users do")
 @pytest.mark.parametrize("fold", [surgery.fold_into_previous, surgery.fold_into_next])
 def test_detectron2_pr3160_a_variance_below_epsilon_folds_without_nan(fold):
     # There epsilon was subtracted from the variance, for a layer that adds it again.

@@ -43,10 +43,8 @@ def _every_norm(norm, given):
         return Case(norm, name, given | (fields or {}), **kwargs)
 
     yield case("defaults")
-    yield case("epsilon", {"epsilon": 0.3})
-    yield case("no scale", {"use_scale": False})
-    yield case("initialisers", {"scale_init": uniform})
-    yield case("masked entries", mask=SHAPE)
+    yield case("no scale, epsilon", {"use_scale": False, "epsilon": 0.3})
+    yield case("initialisers, masked entries", {"scale_init": uniform}, mask=SHAPE)
     yield case("masked by fewer dimensions", mask=SHAPE[1:])
     yield case("not forced", {"force_float32_reductions": False}, only="linen")
     yield case("complex", dtype=jnp.complex64)
@@ -59,7 +57,7 @@ def _every_norm(norm, given):
     if norm != "RMSNorm":
         yield case("no bias", {"use_bias": False})
         yield case("neither", {"use_bias": False, "use_scale": False})
-        yield case("both initialisers", {"scale_init": uniform, "bias_init": normal})
+        yield case("initialiser of bias", {"bias_init": normal})
     if norm != "GroupNorm":
         yield case("masked positions", mask=(4, 3, 2, 1) if norm == "InstanceNorm" else (1, 6))
 

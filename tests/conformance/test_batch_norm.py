@@ -10,8 +10,6 @@ import pytest
 import bnjax
 from tests._modules import signature
 
-pytestmark = pytest.mark.compiled("quickly")
-
 X = jnp.asarray(np.random.default_rng(0).normal(2, 3, (8, 5)), jnp.float32)
 BAD = X.at[0, 0].set(jnp.nan)
 NEW = {

@@ -11,8 +11,6 @@ import pytest
 
 import bnjax
 
-pytestmark = pytest.mark.compiled("quickly")
-
 X = jnp.asarray(np.random.default_rng(0).normal(2, 3, (8, 5)), jnp.float32)
 WEIGHTS = jnp.asarray(np.random.default_rng(1).normal(size=X.shape), jnp.float32)
 SCHEDULE = {

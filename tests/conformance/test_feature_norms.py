@@ -14,9 +14,6 @@ from tests._modules import LIBRARIES, signature
 from . import _feature_norms as shared
 from ._feature_norms import CASES, NORMS, SHAPE
 
-# Values against Flax's are compiled quickly. What the last bits hang on is not, and marked.
-pytestmark = pytest.mark.compiled("quickly")
-
 X = jnp.asarray(np.random.default_rng(0).normal(2, 3, SHAPE), jnp.float32)
 MASK = np.random.default_rng(1).random(SHAPE) < 0.8
 every_norm = pytest.mark.parametrize("norm", NORMS)

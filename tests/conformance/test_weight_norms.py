@@ -11,7 +11,7 @@ import bnjax
 from tests._agree import assert_agree, describe
 from tests._modules import signature
 
-pytestmark = [pytest.mark.compiled("quickly"), pytest.mark.usefixtures("flax_promotes")]
+pytestmark = pytest.mark.usefixtures("flax_promotes")
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)
 WEIGHTS = jnp.asarray(np.random.default_rng(2).normal(size=(6, 4)), jnp.float32)

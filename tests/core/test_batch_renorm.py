@@ -12,6 +12,9 @@ import bnjax
 from bnjax import testing
 from tests._derivatives import check_derivatives
 
+pytestmark = pytest.mark.compiled("quickly")
+exact = pytest.mark.compiled("as users do")
+
 EPSILON = 1e-3
 
 
@@ -36,6 +39,7 @@ def by_definition(x, scale, bias, stats, r_max, d_max):
 renorm = functools.partial(bnjax.batch_renorm, train=True, epsilon=EPSILON)
 
 
+@exact
 @pytest.mark.parametrize("r_max, d_max", [(1.0, 0.0), (1.2, 0.1), (3.0, 5.0), (1e9, 1e9)])
 def test_the_output_is_that_of_the_paper(r_max, d_max):
     x, scale, bias, stats = problem()
@@ -43,6 +47,7 @@ def test_the_output_is_that_of_the_paper(r_max, d_max):
     assert testing.relative_error(y, by_definition(x, scale, bias, stats, r_max, d_max)) < 1e-6
 
 
+@exact
 def test_with_tight_limits_it_is_batch_norm():
     x, scale, bias, stats = problem()
     y, _ = renorm(x, scale, bias, stats, r_max=1.0, d_max=0.0)
@@ -59,7 +64,6 @@ def test_without_limits_it_is_evaluation_and_so_for_a_batch_of_one():
         assert same is stats
 
 
-@pytest.mark.compiled("quickly")
 def test_no_gradient_flows_through_the_correction():
     with jax.enable_x64(True):
         x, scale, bias, stats = problem(dtype=np.float64)
@@ -165,7 +169,6 @@ def test_limits_follow_a_schedule_of_the_count():
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("options", [{"mask": True}, {"virtual_batch_size": 5}, {"axis_name": "d"}])
 def test_masks_virtual_batches_and_devices(options):
     x, scale, bias, stats = problem()
@@ -198,6 +201,7 @@ def test_one_update_out_of_several_batches():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), pending.after, want)
 
 
+@exact
 @pytest.mark.parametrize("r_max, d_max", [(1.0, 0.0), (1.2, 0.3), (1e9, 1e9)])
 def test_complex_input_is_corrected_in_size_and_keeps_its_direction(r_max, d_max):
     rng = np.random.default_rng(0)
@@ -219,6 +223,7 @@ def test_complex_input_is_corrected_in_size_and_keeps_its_direction(r_max, d_max
     assert testing.relative_error(z, y) < 1e-6
 
 
+@exact
 def test_accuracy_at_a_large_offset():
     rng = np.random.default_rng(0)
     x = rng.normal(1e4, 1, (512, 4)).astype(np.float32)

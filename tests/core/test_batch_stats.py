@@ -13,10 +13,12 @@ import pytest
 import bnjax
 from bnjax import testing
 
+pytestmark = pytest.mark.compiled("quickly")
+exact = pytest.mark.compiled("as users do")
+
 BATCH = bnjax.moments(jnp.array([[1.0, -2.0], [3.0, 4.0], [8.0, 1.0]]), 0)
 
 
-@pytest.mark.compiled("quickly")
 @hypothesis.given(
     st.one_of(st.none(), st.floats(0, 1)), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 9)
 )
@@ -35,6 +37,7 @@ def test_updates_match_the_oracle(decay, ddof, debias, steps):
         np.testing.assert_allclose(stats.var, var, rtol=1e-6)
 
 
+@exact
 @pytest.mark.parametrize("steps", range(1, 6))
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
 @pytest.mark.parametrize("options", [{"decay": 0.99, "debias": True}, {"decay": None}])
@@ -48,6 +51,7 @@ def test_identical_batches_evaluate_to_the_batch_itself(steps, scale, options):
     np.testing.assert_allclose(stats.var, batch.var(), rtol=1e-6)
 
 
+@exact
 @pytest.mark.parametrize("decay", [None, 0.99, 0.9999])
 def test_a_hundred_thousand_identical_batches_do_not_drift(decay):
     batch = bnjax.Moments(jnp.array(4.0), jnp.array([1000.1]), jnp.array([13.2]))
@@ -161,7 +165,6 @@ def test_yolov5_459_each_feature_by_itself_where_each_is_counted():
 
 
 # https://github.com/microsoft/onnxruntime/pull/6349: bfloat16 stops moving, integers truncate
-@pytest.mark.compiled("quickly")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.int8])
 @pytest.mark.parametrize("options", [{}, {"debias": True}, {"decay": None}])
 def test_onnxruntime_6349_narrow_statistics_are_widened(dtype, options):

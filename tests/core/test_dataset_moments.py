@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 import bnjax
 
+pytestmark = pytest.mark.compiled("quickly")
+exact = pytest.mark.compiled("as users do")
+
 
 def draw(examples, offset=0.0):
     return np.random.default_rng(0).normal(offset, 2, (examples, 4, 3)).astype(np.float32)
 
 
-@pytest.mark.compiled("quickly")
 @given(st.lists(st.sampled_from([1, 2, 3, 9]), min_size=1, max_size=6))
 def test_any_split_gives_the_same(sizes):
     x = draw(sum(sizes), 100.0)
@@ -23,6 +25,7 @@ def test_any_split_gives_the_same(sizes):
     np.testing.assert_allclose(got.var(), x.var((0, 1), dtype=float), rtol=1e-5)
 
 
+@exact
 def test_thousands_of_batches_do_not_add_up_roundings():
     x = draw(40_000, 1e3)
     got = bnjax.dataset_moments(np.split(x, 4000))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import bnjax
 from bnjax import testing
 from tests._derivatives import check_derivatives
+from tests._quick import quick_jit
 
 SHAPE = (4, 5, 6, 8)
 # name: (function, axes of SHAPE that are reduced, about the mean)
@@ -52,6 +53,11 @@ def broadcast(name, v):
     return v[:, None, None] if "NCHW" in name else v
 
 
+@functools.partial(quick_jit, static_argnums=0)
+def gradient(name, x, scale, bias, dy):
+    return jax.vjp(NORMS[name][0], x, scale, bias)[1](dy)[0]
+
+
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6])
 def test_forward_and_gradients_at_any_offset(name, offset):
@@ -68,14 +74,18 @@ def test_forward_and_gradients_at_any_offset(name, offset):
     assert testing.relative_error(dscale, (dy * x_hat).sum(axes).reshape(dscale.shape)) < 2e-6
     assert testing.relative_error(dbias, dy.sum(axes, dtype=float).reshape(dbias.shape)) < 1e-6
     with jax.enable_x64(True):  # the same function in float64 is checked by differences below
-        wide = [np.asarray(v, np.float64) for v in (x, scale, bias, dy)]
-        want = jax.vjp(NORMS[name][0], *wide[:3])[1](wide[3])[0]
+        want = gradient(name, *(np.asarray(v, np.float64) for v in (x, scale, bias, dy)))
         assert testing.relative_error(dx, want) < 1e-6
 
 
 @pytest.mark.compiled("quickly")
-@pytest.mark.parametrize("name", NORMS)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [
+        *((name, False) for name in ("layer", "rms", "instance", "group")),
+        *((name, True) for name in ("layer over H, W, C", "rms", "instance, NCHW", "group, NCHW")),
+    ],
+)
 def test_derivatives_of_both_modes_agree_with_differences(name, masked):
     rng = np.random.default_rng(1)
     with jax.enable_x64(True):
@@ -94,11 +104,14 @@ def test_masked_entries_take_no_part(name):
     loud = np.where(mask, x, np.nan)
     weights = np.where(mask, rng.normal(size=SHAPE), 0).astype(np.float32)
     norm = functools.partial(NORMS[name][0], scale=None, bias=None, mask=mask)
-    assert (
-        testing.relative_error(np.where(mask, norm(loud), 0), mask * reference(name, x, mask))
-        < 1e-6
-    )
-    dx = jax.grad(lambda x: jnp.sum(weights * jnp.where(mask, norm(x), 0)))(loud)
+
+    @jax.jit
+    def run(x):
+        y, pullback = jax.vjp(norm, x)
+        return y, pullback(weights)[0]
+
+    y, dx = run(loud)
+    assert testing.relative_error(np.where(mask, y, 0), mask * reference(name, x, mask)) < 1e-6
     assert np.isfinite(dx).all() and not np.asarray(dx)[~mask].any()
 
 
@@ -151,6 +164,7 @@ def test_layer_norm_of_the_transpose_is_batch_norm():
     np.testing.assert_allclose(bnjax.layer_norm(x, None, None), want.T, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.compiled("quickly")
 def test_rms_norm_of_centred_data_is_layer_norm():
     x = np.random.default_rng(5).normal(1, 3, (16, 6)).astype(np.float32)
     x -= x.mean(-1, keepdims=True)
@@ -158,6 +172,7 @@ def test_rms_norm_of_centred_data_is_layer_norm():
     np.testing.assert_allclose(bnjax.rms_norm(x, None), want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.compiled("quickly")
 def test_group_norm_of_channels_alone():
     x = np.random.default_rng(6).normal(1, 3, (5, 8)).astype(np.float32)
     scale, bias = np.random.default_rng(6).normal(size=(2, 8)).astype(np.float32)
@@ -184,6 +199,7 @@ def test_features_spread_over_devices(name):
     assert testing.relative_error(got, norm(x, None, None)) < 1e-6
 
 
+@pytest.mark.compiled("quickly")
 def test_the_backward_pass_keeps_x_and_vectors():
     x = jnp.ones((64, 32, 8), jnp.bfloat16)
     for norm, sets in ((bnjax.layer_norm, 64 * 32), (bnjax.rms_norm, 64 * 32)):
@@ -193,36 +209,70 @@ def test_the_backward_pass_keeps_x_and_vectors():
         assert all(v.size <= max(sets, 8) for v in jax.tree.leaves(pullback) if v.size < x.size)
 
 
-def test_errors_name_argument_and_remedy():
-    x = jnp.ones((2, 3, 6))
-    with pytest.raises(ValueError, match="num_groups=4 does not divide the 6 channels"):
-        bnjax.group_norm(x, None, None, num_groups=4)
-    with pytest.raises(ValueError, match="must hold the channel axis"):
-        bnjax.group_norm(x, None, None, num_groups=2, axes=(1,))
-    with pytest.raises(ValueError, match="keeps axis 0, where instance norm has the examples"):
-        bnjax.instance_norm(x, None, None, axis=0)
-    with pytest.raises(ValueError, match=r"scale has shape \(5,\)"):
-        bnjax.layer_norm(x, jnp.ones(5), None)
-    with pytest.raises(TypeError, match="x must be floating point"):
-        bnjax.rms_norm(jnp.ones((2, 3), int), None)
-    with pytest.warns(UserWarning, match="that of one value"):
-        bnjax.layer_norm(jnp.ones((4, 1)), None, None)
-    with pytest.warns(UserWarning, match="that of one value"):
-        bnjax.group_norm(jnp.ones((4, 6)), None, None, num_groups=6)
+@pytest.mark.compiled("quickly")
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda x: bnjax.group_norm(x, None, None, num_groups=4),
+            ValueError,
+            "num_groups=4 does not divide the 6 channels",
+        ),
+        (
+            lambda x: bnjax.group_norm(x, None, None, num_groups=2, axes=(1,)),
+            ValueError,
+            "must hold the channel axis",
+        ),
+        (
+            lambda x: bnjax.group_norm(x, None, None, num_groups=None),
+            ValueError,
+            "give num_groups=None as well",
+        ),
+        (
+            lambda x: bnjax.group_norm(x, None, None, num_groups=3, group_size=2),
+            ValueError,
+            "give num_groups=None as well",
+        ),
+        (
+            lambda x: bnjax.instance_norm(x, None, None, axis=0),
+            ValueError,
+            "keeps axis 0, where instance norm has the examples",
+        ),
+        (lambda x: bnjax.layer_norm(x, np.ones(5), None), ValueError, r"scale has shape \(5,\)"),
+        (lambda x: bnjax.rms_norm(x.astype(int), None), TypeError, "x must be floating point"),
+    ],
+)
+def test_errors_name_argument_and_remedy(call, error, words):
+    with pytest.raises(error, match=words):
+        call(np.ones((2, 3, 6), np.float32))
 
 
-def test_group_size_is_the_other_way_to_say_num_groups_and_a_vector_is_an_example():
+@pytest.mark.compiled("quickly")
+@pytest.mark.parametrize(
+    ("norm", "features"),
+    [(bnjax.layer_norm, 1), (functools.partial(bnjax.group_norm, num_groups=6), 6)],
+)
+def test_a_set_of_one_value_warns(norm, features):
+    with pytest.warns(UserWarning, match="that of one value"):
+        norm(jnp.ones((4, features)), None, None)
+
+
+@pytest.mark.compiled("quickly")
+def test_group_size_is_the_other_way_to_say_num_groups():
     x = np.random.default_rng(9).normal(1, 3, (2, 3, 8)).astype(np.float32)
     got = bnjax.group_norm(x, None, None, num_groups=None, group_size=2)
     np.testing.assert_array_equal(got, bnjax.group_norm(x, None, None, num_groups=4))
-    want = bnjax.group_norm(x[:1, 0], None, None, num_groups=4)[0]
-    got = bnjax.group_norm(x[0, 0], None, None, num_groups=4)
+
+
+@pytest.mark.compiled("quickly")
+def test_a_vector_is_an_example():
+    x = np.random.default_rng(9).normal(1, 3, (1, 8)).astype(np.float32)
+    want = bnjax.group_norm(x, None, None, num_groups=4)[0]
+    got = bnjax.group_norm(x[0], None, None, num_groups=4)
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
-    for groups in ({"num_groups": None}, {"num_groups": 4, "group_size": 2}):
-        with pytest.raises(ValueError, match="give num_groups=None as well"):
-            bnjax.group_norm(x, None, None, **groups)
 
 
+@pytest.mark.compiled("quickly")
 def test_a_single_value_warns_is_an_error_or_allowed():
     x, one = jnp.ones((2, 3)), functools.partial(bnjax.layer_norm, scale=None, bias=None)
     for norm in (functools.partial(one, axes=()), functools.partial(one, axes=(), mask=x > 0)):

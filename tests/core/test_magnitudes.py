@@ -9,6 +9,7 @@ import pytest
 
 import bnjax
 from bnjax import testing
+from tests._quick import quick_jit
 
 SHAPE = (40, 24)
 X, CT = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
@@ -53,8 +54,8 @@ WEIGHTS = {
 }
 
 
-def value_and_gradient(norm, epsilon):
-    @jax.jit
+def value_and_gradient(norm, epsilon, jit=jax.jit):
+    @jit
     def run(x, ct):
         y, pull = jax.vjp(lambda x: norm(x, epsilon), x)
         return y, pull(ct)[0]
@@ -64,12 +65,12 @@ def value_and_gradient(norm, epsilon):
 
 def check(norm, epsilon, powers, gradients=True):
     """Against the same in float64, which squares all of these."""
-    run = value_and_gradient(norm, epsilon)
+    run, exact = (value_and_gradient(norm, epsilon, jit) for jit in (jax.jit, quick_jit))
     for power in powers:
         x = X * np.float32(2.0 ** round(power * np.log2(10)))
         y, grad = run(x, CT)
         with jax.enable_x64(True):
-            want, want_grad = run(x.astype(np.float64), CT.astype(np.float64))
+            want, want_grad = exact(x.astype(np.float64), CT.astype(np.float64))
         assert testing.relative_error(y, want) < 1e-5, f"1e{power}"
         assert not gradients or testing.relative_error(grad, want_grad) < 1e-5, f"1e{power}"
 

@@ -95,6 +95,7 @@ def test_var_of_too_few_is_zero_not_nan():
 arrays = hnp.arrays(np.float64, (12, 2), elements=st.floats(-1e6, 1e6, width=32))
 
 
+@pytest.mark.compiled("quickly")
 @hypothesis.given(arrays, st.integers(0, 12), st.integers(0, 12))
 def test_any_split_of_the_data_merges_to_the_same_moments(x, i, j):
     i, j = sorted((i, j))
@@ -112,6 +113,7 @@ def test_any_split_of_the_data_merges_to_the_same_moments(x, i, j):
             np.testing.assert_allclose(merged.m2, whole.m2, atol=1e-9 * spread)
 
 
+@pytest.mark.compiled("quickly")
 def test_zeros_are_the_identity_of_merge():
     m = bnjax.moments(jnp.array([[1.0, 5.0], [4.0, 2.0]]), 0)
     for merged in (
@@ -143,6 +145,7 @@ def test_gradients_to_second_order_in_both_modes(x64, dtype):
         check_derivatives(fn, (x,), order=2)
 
 
+@pytest.mark.compiled("quickly")
 def test_gradient_of_masked_entries_is_zero_even_when_they_are_nan():
     x = jnp.array([[1.0], [jnp.nan], [3.0]])
     mask = jnp.array([[True], [False], [True]])
@@ -150,6 +153,7 @@ def test_gradient_of_masked_entries_is_zero_even_when_they_are_nan():
     np.testing.assert_array_equal(grad.ravel(), [-2.0, 0.0, 2.0])
 
 
+@pytest.mark.compiled("quickly")
 def test_backward_keeps_x_in_its_own_dtype_and_vectors():
     x = jnp.ones((64, 8), jnp.bfloat16)
     _, pullback = jax.vjp(lambda x: bnjax.moments(x, 0), x)

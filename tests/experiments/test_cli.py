@@ -250,14 +250,20 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_trial_of_a_stopped_run_is_repeated(
-    damage, finished, tmp_path, monkeypatch, capsys
-):
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """What a run leaves that was stopped in its second trial."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
         stop_in_trial(patch, 1, Stopped())
         with pytest.raises(Stopped):
-            main([*TWO_STEPS, "--out", "result"])
+            main([*TWO_STEPS, "--out", str(folder / "result")])
+    return folder / ".result.part"
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_trial_of_a_stopped_run_is_repeated(damage, stopped, finished, tmp_path, capsys):
+    shutil.copytree(stopped, tmp_path / ".result.part")
     (part,) = (tmp_path / ".result.part/parts").iterdir()
     part.write_bytes(damage(part.read_bytes()))
     assert main([*TWO_STEPS, "--out", "result"]) == 0

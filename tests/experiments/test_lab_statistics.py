@@ -41,7 +41,6 @@ from experiments.lab.regularisation.settings import VIRTUAL as LARGE_VIRTUAL
 from experiments.lab.regularisation.spread import measure_spread
 from experiments.lab.regularisation.verdict import slopes
 
-RNG = np.random.default_rng(0)
 SEEDS = range(4)
 
 
@@ -64,20 +63,20 @@ def verdicts(module, records) -> list[str]:
 # feature_scaling
 
 
-def bowl_and_start(scale: float = 30.0):
-    x = RNG.standard_normal((50, 2)) * (1, scale)
-    return Bowl(x, RNG.standard_normal(50)), RNG.standard_normal(2)
+def bowl_and_start(rng, scale: float = 30.0):
+    x = rng.standard_normal((50, 2)) * (1, scale)
+    return Bowl(x, rng.standard_normal(50)), rng.standard_normal(2)
 
 
-def test_the_bowl_is_the_loss():
-    x, t = RNG.standard_normal((50, 2)), RNG.standard_normal(50)
+def test_the_bowl_is_the_loss(rng):
+    x, t = rng.standard_normal((50, 2)), rng.standard_normal(50)
     bowl = Bowl(x, t)
 
     def loss(w):
         return ((x @ w - t) ** 2).mean() / 2
 
     best, *_ = np.linalg.lstsq(x, t, rcond=None)
-    w = RNG.standard_normal(2)
+    w = rng.standard_normal(2)
     np.testing.assert_allclose(bowl.best, best)
     np.testing.assert_allclose(bowl.excess(w) * bowl.gain, loss(w) - loss(best))
     first, second = bowl.descend(w, 0.1, 1)
@@ -85,15 +84,15 @@ def test_the_bowl_is_the_loss():
     np.testing.assert_allclose(second, w - 0.1 * x.T @ (x @ w - t) / 50)
 
 
-def test_the_rate_found_by_trying_is_two_by_the_largest_eigenvalue():
-    bowl, first = bowl_and_start()
+def test_the_rate_found_by_trying_is_two_by_the_largest_eigenvalue(rng):
+    bowl, first = bowl_and_start(rng)
     found = largest_stable_rate(bowl, first)
     np.testing.assert_allclose(found, 2 / np.linalg.eigvalsh(bowl.hessian)[-1], rtol=0.01)
 
 
 @pytest.mark.parametrize("inputs", INPUTS[1:])
-def test_prepared_inputs_are_standardised(inputs):
-    x = prepare(inputs, RNG.uniform(0, 1, (500, 2)) * (1, 100))
+def test_prepared_inputs_are_standardised(inputs, rng):
+    x = prepare(inputs, rng.uniform(0, 1, (500, 2)) * (1, 100))
     np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(x.std(0), 1, rtol=1e-3)
 
@@ -117,8 +116,8 @@ def test_feature_scaling_holds_or_does_not():
 # affine
 
 
-def test_undoing_the_normalisation_is_exact_to_rounding():
-    assert 0 < undo(RNG.normal(3, 2, (64, 20)).astype(np.float32)) < MOST_ROUNDINGS
+def test_undoing_the_normalisation_is_exact_to_rounding(rng):
+    assert 0 < undo(rng.normal(3, 2, (64, 20)).astype(np.float32)) < MOST_ROUNDINGS
 
 
 def test_a_bias_before_batch_norm_has_no_gradient_but_one_without_has():
@@ -153,8 +152,8 @@ def test_affine_holds_or_does_not():
 # regularisation
 
 
-def test_the_spread_of_means_is_that_of_independent_draws():
-    x = RNG.standard_normal((3000, 40)).astype(np.float32) * 7 + 100
+def test_the_spread_of_means_is_that_of_independent_draws(rng):
+    x = rng.standard_normal((3000, 40)).astype(np.float32) * 7 + 100
     found = measure_spread(x, 64, np.random.default_rng(1))
     np.testing.assert_allclose(found["mean_spread"], 1 / 8, rtol=0.05)
     # Of normal numbers: sqrt(1 / (2 n)).
@@ -291,8 +290,8 @@ def test_too_large_batches_are_refused():
 # the loop
 
 
-def test_seeds_one_by_one_are_seeds_side_by_side():
-    split = Split(RNG.uniform(0, 1, (24, 4)).astype(np.float32), np.arange(24, dtype=np.int32) % 3)
+def test_seeds_one_by_one_are_seeds_side_by_side(rng):
+    split = Split(rng.uniform(0, 1, (24, 4)).astype(np.float32), np.arange(24, dtype=np.int32) % 3)
     data = Dataset("made up", split, split, (2, 2, 1))
     model = MLP((6,), 3, batch_norm=True, norm=batch_norm(), activation=nn.relu)
     sizes: dict[str, Any] = {"num_seeds": 2, "num_steps": 5, "batch_size": 8, "eval_every": 3}

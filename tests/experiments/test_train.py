@@ -33,9 +33,8 @@ from experiments.train.options import Train
 from experiments.train.settings import resolve
 from experiments.train.steps import first_state, on_host
 from tests._agree import relaxed
+from tests._quick import FLAGS
 
-# A run that was killed is a process, and compiles as users do: so does what it is compared with.
-pytestmark = pytest.mark.compiled("as users do")
 ROOT = Path(__file__).parents[2]
 SHORT = ["--steps", "24", "--eval-every", "8", "--checkpoint-every", "5", "--log-every", "1"]
 FILES = {"config.json", "metrics.jsonl", "checkpoints", "summary.json"}
@@ -116,7 +115,10 @@ def test_a_killed_run_goes_on_to_the_same_end(trial, finished, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "experiments", "train", *SHORT, "--out", str(out)]
     # It may die while it writes a compiled program, so not where others would read it.
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + FLAGS,  # as what it is compared with
+    }
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     at = int(np.random.default_rng().integers(1, 20))
     while len(lines(out)) < at:

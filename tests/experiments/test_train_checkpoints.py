@@ -13,7 +13,7 @@ from bnjax.nnx import BatchNorm
 from experiments.common.errors import UserError
 from experiments.train.checkpoints import Checkpoints
 
-RNG = np.random.default_rng(0)
+NUMBERS = np.random.default_rng(0).random(4)
 
 
 def tree(step, size=60_000):
@@ -55,15 +55,15 @@ class Layers(nnx.Module):
 
 
 KEYS = {
-    "integers": lambda: {0: RNG.random(2), 1: {10: RNG.random(3)}, 2: [RNG.random(1)]},
-    "integers and strings": lambda: {"a": {0: RNG.random(2)}, "b": {"0": RNG.random(2)}},
+    "integers": lambda: {0: NUMBERS[:2], 1: {10: NUMBERS[:3]}, 2: [NUMBERS[:1]]},
+    "integers and strings": lambda: {"a": {0: NUMBERS[:2]}, "b": {"0": NUMBERS[:2]}},
     "awkward strings": lambda: {
-        "a/b": RNG.random(2),
-        "a.b": {"c']": RNG.random(1), "": RNG.random(3)},
+        "a/b": NUMBERS[:2],
+        "a.b": {"c']": NUMBERS[:1], "": NUMBERS[:3]},
     },
     "nnx": lambda: nnx.to_pure_dict(nnx.state(Layers())),
     "nnx state": lambda: nnx.state(Layers()),
-    "bfloat16": lambda: {"x": RNG.random(4).astype(jax.numpy.bfloat16), "n": np.array(-0.0)},
+    "bfloat16": lambda: {"x": NUMBERS.astype(jax.numpy.bfloat16), "n": np.array(-0.0)},
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
+from tests._quick import FLAGS
 from tests.experiments.test_train import FILES, ROOT, SHORT, final, lines, losses, read
 
 WITHIN_SECONDS = 120
@@ -30,7 +31,7 @@ def start(out, number, *args, own=None):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # Process 1 may read a compiled program that process 0 is still writing: it compiles its own.
     half_written = "ignore:Error reading persistent compilation cache entry"
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": half_written}
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "PYTHONWARNINGS": half_written}
     return [
         subprocess.Popen(
             [*command, "--process-id", str(i), *(own[i] if own else [])],

@@ -222,10 +222,10 @@ def one_line(path):
 
 
 @pytest.mark.parametrize("kind", ["safetensors of ours", "msgpack", "npz"])
-def test_a_file_cut_anywhere_is_one_line(kind, tmp_path):
+def test_a_file_cut_anywhere_is_one_line(kind, tmp_path, rng):
     WRITERS[kind](tmp_path / "whole")
     whole = next(tmp_path.iterdir()).read_bytes()
-    for length in [0, 1, 7, 9, 20, *RNG.integers(1, len(whole), 20), len(whole) - 1]:
+    for length in [0, 1, 7, 9, 20, *rng.integers(1, len(whole), 20), len(whole) - 1]:
         (tmp_path / "cut").write_bytes(whole[:length])
         one_line(tmp_path / "cut")
 
@@ -257,8 +257,8 @@ def test_a_changed_number_is_seen_where_there_is_a_checksum(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["cut", "missing", "metadata"])
-def test_damaged_orbax_folders_are_one_line(how, tmp_path):
-    save_orbax(tmp_path / "orbax", {"batch_stats": {"bn": {"mean": RNG.normal(size=9999)}}})
+def test_damaged_orbax_folders_are_one_line(how, tmp_path, rng):
+    save_orbax(tmp_path / "orbax", {"batch_stats": {"bn": {"mean": rng.normal(size=9999)}}})
     if how == "metadata":
         (tmp_path / "orbax" / "_METADATA").write_text('{"tree_metadata":')
     else:

@@ -161,8 +161,6 @@ CASES = (
     Case("axis 1", fields={"axis": 1}),
     Case("axis -2", fields={"axis": -2}),
     Case("axes 1 and 3", fields={"axis": (1, 3)}, shape=(6, 4, 3, 5), only="linen"),
-    Case("momentum", fields={"momentum": 0.3}),
-    Case("epsilon", fields={"epsilon": 0.3}),
     Case("no bias", fields={"use_bias": False}),
     Case("no scale", fields={"use_scale": False}),
     Case("neither", fields={"use_bias": False, "use_scale": False}),

@@ -17,8 +17,7 @@ from bnjax.testing import relative_error
 hk = pytest.importorskip("haiku")
 
 DECAY, EPSILON = 0.9, 1e-4
-RNG = np.random.default_rng(0)
-BATCHES = jnp.asarray(RNG.normal(1, 2, (4, 3, 5, 6, 4)), jnp.float32)
+BATCHES = jnp.asarray(np.random.default_rng(0).normal(1, 2, (4, 3, 5, 6, 4)), jnp.float32)
 
 
 pytestmark = pytest.mark.usefixtures("relaxed")
@@ -63,7 +62,8 @@ def template(model):
 def trained(steps):
     """Random parameters, and the state after some batches."""
     params, state = THEIRS.init(jax.random.key(0), BATCHES[0], True)
-    params = jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), p.dtype), params)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
     for x in BATCHES[:steps]:
         _, state = apply_theirs(params, state, x, True)
     return params, state
@@ -158,12 +158,12 @@ SINGLE = {
 
 
 @pytest.mark.parametrize("kind", SINGLE)
-def test_one_layer_computes_the_same(kind):
+def test_one_layer_computes_the_same(kind, rng):
     make, make_ours, options = SINGLE[kind]
     theirs = hk.without_apply_rng(hk.transform(lambda x: make()(x)))
     x = BATCHES[0]
     params = theirs.init(jax.random.key(1), x)
-    params = jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), p.dtype), params)
+    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
     ours = make_ours()
     variables = from_haiku(params, None, template(ours), [("layer", "")], **options)
     assert relative_error(ours.apply(variables, x), theirs.apply(params, x)) < 1e-4

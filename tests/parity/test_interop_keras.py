@@ -17,16 +17,15 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
 
 layers = keras.layers
-RNG = np.random.default_rng(0)
 
 
 pytestmark = pytest.mark.usefixtures("relaxed")
 
 
-def randomized(model):
+def randomized(rng, model):
     """The model with random parameters and running statistics."""
     weights = [
-        RNG.uniform(0.5, 2, w.shape) if w.name == "moving_variance" else RNG.normal(size=w.shape)
+        rng.uniform(0.5, 2, w.shape) if w.name == "moving_variance" else rng.normal(size=w.shape)
         for w in model.weights
     ]
     model.set_weights(weights)
@@ -131,12 +130,12 @@ SINGLE = {
 
 
 @pytest.mark.parametrize("kind", SINGLE)
-def test_one_layer_computes_the_same_and_goes_back(kind):
+def test_one_layer_computes_the_same_and_goes_back(kind, rng):
     make, make_ours, options = SINGLE[kind]
     theirs, ours = make(), make_ours()
-    x = RNG.normal(size=(2, 5, 6, 4)).astype(np.float32)
+    x = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
     theirs.build(x.shape)
-    randomized(theirs)
+    randomized(rng, theirs)
     variables = from_keras(theirs, template(ours, x), **options)
     assert relative_error(ours.apply(variables, x), np.asarray(theirs(x))) < 1e-5
     back = to_keras(variables, theirs, **options)
@@ -144,8 +143,8 @@ def test_one_layer_computes_the_same_and_goes_back(kind):
         np.testing.assert_array_equal(array, want)
 
 
-def test_types_in_a_model_and_by_path_alone():
-    x = RNG.normal(size=(2, 5, 6, 4)).astype(np.float32)
+def test_types_in_a_model_and_by_path_alone(rng):
+    x = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
     theirs = keras.Sequential(
         [
             keras.Input((5, 6, 4)),
@@ -155,7 +154,7 @@ def test_types_in_a_model_and_by_path_alone():
             layers.Conv2D(4, 2, name="conv"),
         ]
     )
-    randomized(theirs)
+    randomized(rng, theirs)
 
     class Net(nn.Module):
         @nn.compact
@@ -181,11 +180,11 @@ def test_types_in_a_model_and_by_path_alone():
 
 
 # https://github.com/ultralytics/yolov5/issues/459
-def test_yolov5_459_statistics_of_keras_have_a_count_of_zero():
+def test_yolov5_459_statistics_of_keras_have_a_count_of_zero(rng):
     theirs = layers.BatchNormalization()
     theirs.build((2, 4))
     ours = BatchNorm(use_running_average=True, momentum=None)
-    variables = from_keras(randomized(theirs), template(ours, np.ones((2, 4), np.float32)))
+    variables = from_keras(randomized(rng, theirs), template(ours, np.ones((2, 4), np.float32)))
     count = variables["batch_stats"]["count"]
     assert isinstance(count, jax.Array) and count.dtype == "int32" and count == 0
     back = to_keras(variables, theirs)
@@ -252,9 +251,9 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("make", [functional, sequential])
-def test_a_model_evaluates_and_trains_the_same(make):
-    theirs, ours = randomized(make()), Net()
-    x = RNG.normal(size=(3, 4, 5, 3)).astype(np.float32)
+def test_a_model_evaluates_and_trains_the_same(make, rng):
+    theirs, ours = randomized(rng, make()), Net()
+    x = rng.normal(size=(3, 4, 5, 3)).astype(np.float32)
     assert batch_norm_options(theirs) == OPTIONS
     check_batch_norms(ours, OPTIONS, x)
     variables = from_keras(theirs, template(ours, x))
@@ -272,11 +271,11 @@ def test_a_model_evaluates_and_trains_the_same(make):
     assert relative_error(np.asarray(back(x)), ours.apply(variables, x)) < 1e-5
 
 
-def test_an_nnx_model_and_another_epsilon():
+def test_an_nnx_model_and_another_epsilon(rng):
     theirs = keras.Sequential([layers.Dense(4), layers.BatchNormalization()])
-    x = RNG.normal(size=(6, 5)).astype(np.float32)
+    x = rng.normal(size=(6, 5)).astype(np.float32)
     theirs.build(x.shape)
-    randomized(theirs)
+    randomized(rng, theirs)
     rename = [("^dense.*", "layers/0"), ("^batch_normalization.*", "layers/1")]
     rngs = nnx.Rngs(0)
     norm = bnjax.nnx.BatchNorm(4, epsilon=1e-3, rngs=rngs)

@@ -29,6 +29,7 @@ def errors(run, inputs):
     return {k: float(testing.relative_error(got[k], v)) for k, v in want.items()}
 
 
+@pytest.mark.compiled("as users do")
 @pytest.mark.parametrize("offset", [0, 1e2, 1e4, 1e6])
 def test_no_library_is_more_accurate(offset):
     rng = np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """Live parity of weight norm and spectral norm with PyTorch, whose output features come first."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,11 +50,16 @@ def test_weight_norm(shape, dim, dtype):
         def norm(v, g):
             return bnjax.weight_norm(v, g.ravel()[0] if dim is None else g.ravel(), axis=dim)
 
-        w, pullback = jax.vjp(norm, v, g)
-        for got, value in zip((w, *pullback(jnp.asarray(dw))), want, strict=True):
+        @jax.jit
+        def run(v, g, dw):
+            w, pullback = jax.vjp(norm, v, g)
+            return w, *pullback(dw)
+
+        for got, value in zip(run(v, g, jnp.asarray(dw)), want, strict=True):
             assert relative_error(got, value.detach().numpy()) < TOLERANCE[dtype]
         # PyTorch's start of g gives the weights back.
-        assert relative_error(norm(v, jnp.asarray(start)), draw(shape, 0, dtype)) < 1e-5
+        w = run(v, jnp.asarray(start), jnp.asarray(dw))[0]
+        assert relative_error(w, draw(shape, 0, dtype)) < 1e-5
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -70,6 +77,12 @@ def test_spectral_norm_step_by_step(shape, steps, dtype):
     state._v.copy_(torch.from_numpy(v))
     dw = draw(shape, 2, dtype)
 
+    @jax.jit
+    def run(w, state, dw):
+        norm = functools.partial(bnjax.spectral_norm, state=state, n_steps=steps)
+        w_hat, pullback, state = jax.vjp(norm, w, has_aux=True)
+        return w_hat, pullback(dw)[0], state
+
     with jax.enable_x64(dtype == "float64"):
         # PyTorch begins each step with its v, Flax and we with our u: its matrix, transposed.
         matrix = jnp.asarray(original.detach().numpy().reshape(shape[0], -1))
@@ -78,12 +91,7 @@ def test_spectral_norm_step_by_step(shape, steps, dtype):
             module.train()
             weight = module.weight  # one forward pass
             (grad,) = torch.autograd.grad(weight, original, torch.from_numpy(dw))
-
-            def norm(w, ours=ours):
-                return bnjax.spectral_norm(w, ours, n_steps=steps)
-
-            w_hat, pullback, ours = jax.vjp(norm, matrix, has_aux=True)
-            dv = pullback(jnp.asarray(dw.reshape(shape[0], -1)))[0]
+            w_hat, dv, ours = run(matrix, ours, jnp.asarray(dw.reshape(shape[0], -1)))
             want = (weight, grad, state._v)
             for got, value in zip((w_hat, dv, ours.u), want, strict=True):
                 value = value.detach().numpy().reshape(got.shape)

@@ -11,7 +11,6 @@ from bnjax import BatchStats
 from bnjax.surgery import fold_into_next, fold_into_previous
 
 DTYPES = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
-RNG = np.random.default_rng(0)
 
 
 def convolve(x, kernel, bias, groups, stride):
@@ -23,9 +22,9 @@ def convolve(x, kernel, bias, groups, stride):
     return np.einsum("nlgik,kigo->nlgo", windows, parts).reshape(n, length, -1) + bias
 
 
-def draw_norm(features):
-    scale, bias = RNG.normal(1, 0.5, features), RNG.normal(size=features)
-    return scale, bias, BatchStats(RNG.normal(size=features), RNG.uniform(0.1, 3, features), 0)
+def draw_norm(rng, features):
+    scale, bias = rng.normal(1, 0.5, features), rng.normal(size=features)
+    return scale, bias, BatchStats(rng.normal(size=features), rng.uniform(0.1, 3, features), 0)
 
 
 def norm(x, scale, bias, stats, epsilon):
@@ -58,18 +57,19 @@ layers = st.fixed_dictionaries(
 @pytest.mark.parametrize("side", ["previous", "next"])
 @given(layers)
 def test_folded_is_layer_and_norm(side, layer):
+    rng = np.random.default_rng(0)
     groups, dtype, epsilon = layer["groups"], layer["dtype"], layer["epsilon"]
     inputs, outputs = groups * layer["inputs"], groups * layer["outputs"]
-    kernel = in_dtype(RNG.normal(size=(layer["size"], layer["inputs"], outputs)), dtype)
-    bias = in_dtype(RNG.normal(size=outputs), dtype) if layer["use_bias"] else None
-    of_norm = draw_norm(outputs if side == "previous" else inputs)
+    kernel = in_dtype(rng.normal(size=(layer["size"], layer["inputs"], outputs)), dtype)
+    bias = in_dtype(rng.normal(size=outputs), dtype) if layer["use_bias"] else None
+    of_norm = draw_norm(rng, outputs if side == "previous" else inputs)
     fold = fold_into_previous if side == "previous" else fold_into_next
     new = fold(
         kernel, bias, *in_dtype(of_norm, "float32"), epsilon=epsilon, feature_group_count=groups
     )
     assert new[0].dtype == new[1].dtype == dtype and new[1].shape == (outputs,)
 
-    x, run = RNG.normal(size=(2, 7, inputs)), (groups, layer["stride"])
+    x, run = rng.normal(size=(2, 7, inputs)), (groups, layer["stride"])
     exact = as_float64(kernel), np.zeros(()) if bias is None else as_float64(bias)
     if side == "previous":
         want = norm(convolve(x, *exact, *run), *of_norm, epsilon)
@@ -80,10 +80,10 @@ def test_folded_is_layer_and_norm(side, layer):
 
 
 @pytest.mark.parametrize("fold", [fold_into_previous, fold_into_next])
-def test_the_axes_of_features_may_be_anywhere(fold):
+def test_the_axes_of_features_may_be_anywhere(fold, rng):
     features = {fold_into_previous: 5, fold_into_next: 4}[fold]
-    kernel, bias = in_dtype((RNG.normal(size=(3, 2, 4, 5)), RNG.normal(size=5)), "float32")
-    of_norm = in_dtype(draw_norm(features), "float32")
+    kernel, bias = in_dtype((rng.normal(size=(3, 2, 4, 5)), rng.normal(size=5)), "float32")
+    of_norm = in_dtype(draw_norm(rng, features), "float32")
     want = fold(kernel, bias, *of_norm)
     # PyTorch's order, and that of a transposed kernel.
     for order, axes in (((3, 2, 0, 1), (1, 0)), ((0, 1, 3, 2), (-1, -2))):
@@ -93,17 +93,17 @@ def test_the_axes_of_features_may_be_anywhere(fold):
 
 
 @pytest.mark.parametrize("side", ["previous", "next"])
-def test_grouped_transposed_kernels_of_pytorch(side):
+def test_grouped_transposed_kernels_of_pytorch(side, rng):
     """(in, out / groups, size), of one position: each group maps its inputs to its outputs."""
-    groups, kernel, x = 2, RNG.normal(size=(6, 5, 1)), RNG.normal(size=(4, 6))
-    bias = RNG.normal(size=10)
+    groups, kernel, x = 2, rng.normal(size=(6, 5, 1)), rng.normal(size=(4, 6))
+    bias = rng.normal(size=10)
 
     def run(x, kernel, bias):
         parts = kernel[..., 0].reshape(groups, 3, 5)
         y = np.einsum("ngi,gio->ngo", x.reshape(-1, groups, 3), parts)
         return y.reshape(len(x), -1) + bias
 
-    of_norm = draw_norm(10 if side == "previous" else 6)
+    of_norm = draw_norm(rng, 10 if side == "previous" else 6)
     fold = fold_into_previous if side == "previous" else fold_into_next
     new = fold(
         *in_dtype((kernel, bias, *of_norm), "float32"),
@@ -118,9 +118,9 @@ def test_grouped_transposed_kernels_of_pytorch(side):
     np.testing.assert_allclose(run(x, *as_float64(new)), want, rtol=1e-4, atol=1e-5)
 
 
-def test_grouped_transposed_kernels_of_pytorch_without_a_bias():
-    kernel = RNG.normal(size=(6, 5, 1))
-    of_norm = draw_norm(6)
+def test_grouped_transposed_kernels_of_pytorch_without_a_bias(rng):
+    kernel = rng.normal(size=(6, 5, 1))
+    of_norm = draw_norm(rng, 6)
     options = {"in_axis": 0, "out_axis": 1, "feature_group_count": 2}
     with_zeros = fold_into_next(*in_dtype((kernel, np.zeros(10), *of_norm), "float32"), **options)
     without = fold_into_next(
@@ -130,17 +130,17 @@ def test_grouped_transposed_kernels_of_pytorch_without_a_bias():
 
 
 @pytest.mark.parametrize("fold", [fold_into_previous, fold_into_next])
-def test_norms_without_scale_or_bias(fold):
-    kernel, stats = RNG.normal(size=(3, 3)), draw_norm(3)[2]
+def test_norms_without_scale_or_bias(fold, rng):
+    kernel, stats = rng.normal(size=(3, 3)), draw_norm(rng, 3)[2]
     got = fold(jnp.asarray(kernel, jnp.float32), None, None, None, in_dtype(stats, "float32"))
     full = in_dtype((np.ones(3), np.zeros(3), stats), "float32")
     for a, b in zip(got, fold(jnp.asarray(kernel, jnp.float32), None, *full), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_rounded_once_from_float32():
-    kernel = in_dtype(RNG.normal(size=(40, 30)), "bfloat16")
-    of_norm = draw_norm(30)
+def test_rounded_once_from_float32(rng):
+    kernel = in_dtype(rng.normal(size=(40, 30)), "bfloat16")
+    of_norm = draw_norm(rng, 30)
     got, _ = fold_into_previous(kernel, None, *in_dtype(of_norm, "float32"))
     exact = as_float64(kernel) * of_norm[0] / np.sqrt(of_norm[2].var + 1e-5)
     nearest = jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16)
@@ -148,16 +148,16 @@ def test_rounded_once_from_float32():
     assert float((got == nearest).mean()) > 0.99
 
 
-def test_float64_stays_float64(x64):
-    kernel, of_norm = RNG.normal(size=(4, 5)), draw_norm(5)
+def test_float64_stays_float64(x64, rng):
+    kernel, of_norm = rng.normal(size=(4, 5)), draw_norm(rng, 5)
     got, _ = fold_into_previous(kernel, None, *of_norm)
     np.testing.assert_allclose(
         got, kernel * of_norm[0] / np.sqrt(of_norm[2].var + 1e-5), rtol=1e-14
     )
 
 
-def test_complex_weights_stay_complex():
-    kernel = (RNG.normal(size=(3, 2)) + 1j * RNG.normal(size=(3, 2))).astype(np.complex64)
+def test_complex_weights_stay_complex(rng):
+    kernel = (rng.normal(size=(3, 2)) + 1j * rng.normal(size=(3, 2))).astype(np.complex64)
     stats = BatchStats(np.array([1 + 2j, 3j], np.complex64), np.array([4.0, 0.25], np.float32), 0)
     got, bias = fold_into_previous(kernel, None, None, None, stats, epsilon=0.0)
     np.testing.assert_allclose(got, kernel * np.array([0.5, 2]), rtol=1e-6)

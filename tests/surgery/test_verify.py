@@ -7,8 +7,6 @@ import pytest
 from bnjax.surgery import fold, verify
 from tests.surgery.networks import X, linen_network, nnx_network
 
-RNG = np.random.default_rng(0)
-
 
 @pytest.mark.parametrize("network", [linen_network, nnx_network])
 def test_a_wrong_fold_is_caught(network):
@@ -25,8 +23,8 @@ def test_a_wrong_fold_is_caught(network):
     assert loud.max_relative > 0.01
 
 
-def test_the_largest_difference_over_batches_and_outputs():
-    batches = [RNG.normal(size=(4, 3)).astype(np.float32) for _ in range(3)]
+def test_the_largest_difference_over_batches_and_outputs(rng):
+    batches = [rng.normal(size=(4, 3)).astype(np.float32) for _ in range(3)]
 
     def before(x):
         return {"a": 1e4 * x, "b": (10 * x, x[0, 0])}
@@ -42,8 +40,8 @@ def test_the_largest_difference_over_batches_and_outputs():
     assert str(got).endswith("of the standard deviation (batch 2 of 3, ['b'][0])")
 
 
-def test_an_offset_does_not_hide_a_difference():
-    x = RNG.normal(1000, 1, (50,)).astype(np.float32)
+def test_an_offset_does_not_hide_a_difference(rng):
+    x = rng.normal(1000, 1, (50,)).astype(np.float32)
     with pytest.raises(ValueError, match=r"exceeds tolerance=0\.001"):
         verify(lambda x: x, lambda x: x + 0.1, [x])
 

@@ -25,6 +25,7 @@ from bnjax import _variables
 from bnjax.surgery import freeze
 from bnjax.training import adapt, recalibrate
 from bnjax.training._begin_update import closed, opened
+from tests._quick import FLAGS
 
 # Offsets make variances that a running average, or a mean of variances, would get wrong.
 DATA = np.random.default_rng(0).normal(5, 2, (48, 6)).astype(np.float32)
@@ -203,7 +204,7 @@ def test_two_processes_give_the_same():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2" + FLAGS}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, address, str(rank)],
@@ -292,22 +293,46 @@ def fully_adapted():
     return recalibrate(Net(), VARIABLES, [DATA])
 
 
-def test_what_cannot_be_recalibrated_is_said():
-    run = functools.partial(recalibrate, Net(), VARIABLES)
-    with pytest.raises(ValueError, match="batches is empty"):
-        run(iter([]))
-    with pytest.raises(ValueError, match=r"layers='conv' is found in no layer.*norm0, norm1"):
-        run([DATA], layers="conv")
-    with pytest.raises(TypeError, match=r"batches is a list_iterator.*gone through once"):
-        run(iter([DATA]), layer_by_layer=True)
-    bad = DATA.copy()
-    bad[3, 2] = np.nan
-    with pytest.raises(ValueError, match="what reaches norm0, norm1, norm2 is not finite"):
-        run([DATA, bad])
-    with pytest.raises(ValueError, match=r"weight must be between 0 .* got 1\.5"):
-        adapt(Net(), VARIABLES, [DATA], weight=1.5)
-    with pytest.raises(ValueError, match=r"no data reach norm0, norm1, norm2.*bnjax's BatchNorm"):
-        recalibrate(Net(norm=nn.BatchNorm), VARIABLES, [DATA])
+BAD = np.where(np.arange(48)[:, None] == 3, np.float32(np.nan), DATA)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: recalibrate(Net(), VARIABLES, iter([])), ValueError, "batches is empty"),
+        (
+            lambda: recalibrate(Net(), VARIABLES, [DATA], layers="conv"),
+            ValueError,
+            r"layers='conv' is found in no layer.*norm0, norm1",
+        ),
+        (
+            lambda: recalibrate(Net(), VARIABLES, iter([DATA]), layer_by_layer=True),
+            TypeError,
+            r"batches is a list_iterator.*gone through once",
+        ),
+        (
+            lambda: recalibrate(Net(), VARIABLES, [DATA, BAD]),
+            ValueError,
+            "what reaches norm0, norm1, norm2 is not finite",
+        ),
+        (
+            lambda: adapt(Net(), VARIABLES, [DATA], weight=1.5),
+            ValueError,
+            r"weight must be between 0 .* got 1\.5",
+        ),
+        (
+            lambda: recalibrate(Net(norm=nn.BatchNorm), VARIABLES, [DATA]),
+            ValueError,
+            r"no data reach norm0, norm1, norm2.*bnjax's BatchNorm",
+        ),
+    ],
+)
+def test_what_cannot_be_recalibrated_is_said(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_layer_of_flax_alone_is_told_what_to_use():
     graphdef, state = nnx.split(nnx.BatchNorm(6, rngs=nnx.Rngs(0)))
     with pytest.raises(
         TypeError,
