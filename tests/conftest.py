@@ -53,6 +53,12 @@ def pytest_runtest_protocol(item):
         return (yield)
 
 
+def pytest_collection_finish():
+    # What is imported stays: it need not be searched for garbage with every collection.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 

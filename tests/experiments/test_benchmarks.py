@@ -3,6 +3,7 @@
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,9 @@ SMALL = {
     "guard": Settings(((16,),), rounds=12),
 }
 EXTRA = {"network": {"widths": (4,), "blocks": 1}, "compile": {"depth": 2}}
-FEWER = {  # parts of a benchmark left out here, for their compilations take long
+FEWER = {  # parts of a benchmark left out here, for they take long
+    # A collection between turns, which after thousands of tests takes a second.
+    "compile": {"gc": SimpleNamespace(collect=lambda: None)},
     "network": {"DTYPES": ("bfloat16",)},
     "memory": {"LAYERS": {n: contestants.LAYERS[n] for n in ("bnjax", "flax linen", "equinox")}},
     "accuracy": {"OFFSETS": (0.0, 1e6)},
