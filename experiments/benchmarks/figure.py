@@ -49,7 +49,9 @@ def _write(ax: Axes, row: int, bar: Estimate) -> None:
     finite = bool(np.isfinite(bar.value))
     text = with_interval(bar) if finite else "not a number"
     end = float(np.nanmax([bar.value, bar.high])) if finite else 0.0
-    where = ax.transData if finite else ax.get_yaxis_transform()
+    # Zero has no place on a logarithmic axis.
+    drawn = finite and end > ax.get_xlim()[0]
+    where, end = (ax.transData, end) if drawn else (ax.get_yaxis_transform(), 0.0)
     options: dict[str, Any] = {"xycoords": where, "textcoords": "offset points", "va": "center"}
     ax.annotate(text, (end, row), xytext=(4, 0), **options)
 

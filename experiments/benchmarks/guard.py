@@ -162,8 +162,8 @@ def panels(records: Sequence[Record]) -> list[Panel]:
     return [
         Panel(
             f"second passes after {FIRST} steps, momentum {momentum}",
-            "share of layer-steps",
-            {n: Estimate(share(records, contestant=n, momentum=momentum)) for n in names},
+            "% of layer-steps",
+            {n: Estimate(100 * share(records, contestant=n, momentum=momentum)) for n in names},
         )
         for momentum in MOMENTA
     ]
