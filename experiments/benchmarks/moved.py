@@ -9,7 +9,7 @@ not pay for it, whatever the compiler's own sums say.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from experiments.benchmarks import hlo
@@ -29,7 +29,8 @@ TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 class Moved(NamedTuple):
     """What a part of a program does."""
 
-    bytes: int = 0
+    bytes: int = 0  # to and from slow memory
+    touched: int = 0  # bytes in whatever memory
     kernels: int = 0
     cycles: int = 0  # as the compiler of a TPU estimates them
     collectives: int = 0
@@ -71,7 +72,7 @@ def _run(program: Program, name: str) -> Run:
     """Of one computation, and of all that it calls."""
     found, sizes = Run(), {}
     for each in program.computations[name]:
-        sizes[each.name] = 0 if each.kind in COPIES else _slow(each.type)
+        sizes[each.name] = _size(each)
         if each.kind == "conditional":
             found = found.plus(_either(program, each))
         elif each.kind in ("while", "call", "async-start"):
@@ -85,8 +86,12 @@ def _run(program: Program, name: str) -> Run:
 
 def _either(program: Program, each: Instruction) -> Run:
     runs = [_run(program, name) for name in _branches(each.attributes)]
-    lightest = min((run.usual for run in runs), key=lambda moved: moved.bytes)
-    return Run(light=lightest, heavy=max((run.worst for run in runs), key=lambda m: m.bytes))
+    lightest = min((run.usual for run in runs), key=_touched)
+    return Run(light=lightest, heavy=max((run.worst for run in runs), key=_touched))
+
+
+def _touched(moved: Moved) -> int:
+    return moved.touched
 
 
 def _branches(attributes: str) -> Iterator[str]:
@@ -94,19 +99,21 @@ def _branches(attributes: str) -> Iterator[str]:
         yield from (name.strip().lstrip("%") for name in (several or one).split(","))
 
 
-def _kernel(program: Program, each: Instruction, sizes: dict[str, int]) -> Moved:
+def _kernel(program: Program, each: Instruction, sizes: Mapping[str, tuple[int, int]]) -> Moved:
     cycles = CYCLES.search(each.attributes)
     estimated = int(cycles[1]) if cycles else 0
-    if each.kind in COPIES:  # once for each end that is not in fast memory
+    if each.kind in COPIES:  # once for each end
         ends = hlo.arrays(each.type)[:2]
-        return Moved(min(e.bytes for e in ends) * sum(not e.fast for e in ends), cycles=estimated)
+        size = min(end.bytes for end in ends)
+        return Moved(size * sum(not end.fast for end in ends), 2 * size, cycles=estimated)
     body = CALLED.search(each.attributes) if each.kind == "fusion" else None
-    moved = sizes[each.name]
+    slow, touched = sizes[each.name]
     for i, operand in enumerate(each.operands):
-        size = sizes.get(operand, 0)
+        there, size = sizes.get(operand, (0, 0))
         part = _sliced(program.computations[body[1]], i) if body and size else None
-        moved += size if part is None else min(size, part)
-    return Moved(moved, 1, estimated, int(COLLECTIVE.fullmatch(each.kind) is not None))
+        part = size if part is None else min(size, part)
+        slow, touched = slow + min(there, part), touched + part
+    return Moved(slow, touched, 1, estimated, int(COLLECTIVE.fullmatch(each.kind) is not None))
 
 
 def _sliced(body: list[Instruction], number: int) -> int | None:
@@ -125,5 +132,7 @@ def _sliced(body: list[Instruction], number: int) -> int | None:
     return total or None
 
 
-def _slow(type_: str) -> int:
-    return sum(array.bytes for array in hlo.arrays(type_) if not array.fast)
+def _size(each: Instruction) -> tuple[int, int]:
+    """Bytes of its results, in slow memory and in any; a copy that is under way has none."""
+    found = [] if each.kind in COPIES else hlo.arrays(each.type)
+    return sum(a.bytes for a in found if not a.fast), sum(a.bytes for a in found)

@@ -70,12 +70,12 @@ def present(targets: Sequence[Target], say: Callable[[str], None]) -> list[Targe
     Raises:
       UserError: there is none.
     """
-    reasons = {target: why for target in targets if (why := _missing(target))}
+    reasons = {target.name: why for target in targets if (why := _missing(target))}
     if len(reasons) == len(targets):
         raise UserError("nothing to compile for: " + "; ".join(reasons.values()))
     for reason in reasons.values():
         say(f"left out: {reason}")
-    return [target for target in targets if target not in reasons]
+    return [target for target in targets if target.name not in reasons]
 
 
 def _missing(target: Target) -> str | None:
