@@ -47,7 +47,7 @@ def count_work(work: Work, target: Target, shape: Shape) -> Record:
         KERNELS: run.usual.kernels,
         COLLECTIVES: run.usual.collectives,
         INSIDE: run.heavy.collectives,
-        TEMPORARY: compiled.memory_analysis().temp_size_in_bytes,
+        TEMPORARY: getattr(compiled.memory_analysis(), "temp_size_in_bytes", math.nan),
         "seconds to compile": round(time.monotonic() - started, 1),
     }
 

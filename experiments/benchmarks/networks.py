@@ -179,7 +179,7 @@ def transformer_step(model: nn.Module, shape: Shape, dtype: Any = jnp.bfloat16) 
 
     def run(params, tokens):
         def loss(params):
-            y = model.apply({"params": params}, tokens)
+            y: Any = model.apply({"params": params}, tokens)
             return jnp.mean(jnp.square(y.astype(jnp.float32)))
 
         gradients = jax.grad(loss)(params)

@@ -17,8 +17,10 @@ from experiments.benchmarks import (
     floor,
     layer,
     norms,
+    programs,
     runner,
     summary,
+    targets,
 )
 from experiments.benchmarks.claims import (
     FAILS,
@@ -59,7 +61,16 @@ SMALL = {
     "accuracy": Settings(((97, 3),)),
     "devices": Settings(((8, 3, 3, 5),), rounds=2),
     "norms": Settings(((5, 7, 32), (3, 4, 4, 32)), rounds=2),
+    "accelerators": Settings(((8, 3),)),
 }
+HERE = targets.H100._replace(plugins=("jax",), find=lambda n: jax.devices()[:n], options=None)
+
+
+def few_works(shape):
+    chosen = ("bnjax linen", "flax linen")
+    return [w for w in programs.works(shape) if w.contestant in chosen and w.dtype == "float32"]
+
+
 EXTRA = {"network": {"widths": (4,), "blocks": 1}, "compile": {"depth": 2}}
 FEWER = {  # parts of a benchmark left out here, for their compilations take long
     "network": {"DTYPES": ("bfloat16",)},
@@ -69,6 +80,7 @@ FEWER = {  # parts of a benchmark left out here, for their compilations take lon
         "WAYS": {n: devices.WAYS[n] for n in ("bnjax", devices.EACH, devices.MERGED, "flax linen")},
         "DEVICES": (2,),
     },
+    "accelerators": {"TARGETS": (HERE,), "works": few_works},
 }
 # Exact: what they claim holds at any size and on any machine.
 COUNTED = ("memory", "accuracy", "devices")
@@ -174,6 +186,7 @@ def test_the_process_starts_again_once(monkeypatch):
     prepare()
     ((_, _, environment),) = calls
     assert environment["MALLOC_MMAP_MAX_"] == "0" and environment["OMP_WAIT_POLICY"] == "passive"
+    assert "TPU_ACCELERATOR_TYPE" not in environment
     monkeypatch.setenv(MARK, environment[MARK])
     prepare()
     assert len(calls) == 1
@@ -274,7 +287,7 @@ def test_an_aim_is_more_than_the_bound(name):
         assert claim.aim is None or claim.aim < claim.bound, claim
 
 
-FOLDERS = sorted(path.parent for path in summary.COMMITTED.parent.glob("*/*/summary.json"))
+FOLDERS = sorted(path.parent for path in summary.COMMITTED.glob("*/*/summary.json"))
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
