@@ -1,12 +1,13 @@
 """What is counted about a program that was compiled for an accelerator.
 
-* bytes moved by a step as it usually runs: what is only done in a branch that is rarely taken (the
-  guard of bnjax on TPU) is told apart, see `moved`. For a TPU these are the bytes that the compiler
-  says are accessed, in whatever memory; it takes the heaviest branch of each conditional for them,
-  in whose place the lightest is put. For a GPU they are counted in the compiled text
-* time, for a TPU, as the compiler estimates it, for the same step
-* two other views of a TPU, which differ: bytes to and from its slow memory (HBM), and the sum of
-  the cycles that each instruction is estimated at
+* bytes accessed by a step as it usually runs: what is only done in a branch that is rarely taken
+  (the guard of bnjax on TPU) is left out, see `moved`. For a TPU they are what the compiler's cost
+  analysis says, with the lightest branch of each conditional in the place of the heaviest; for a
+  GPU, where it says nothing, they are counted in the compiled text
+* time, for a TPU, from the same analysis: hardly more than these bytes over the bandwidth
+* two other views of a TPU. Cost analysis takes its fast memory to be as slow as any, and counts a
+  copy into it four times. So what goes to and from slow memory (HBM) is counted in the text as
+  well; and the cycles that the compiler estimates each instruction at are summed
 * temporary memory, kernels, and collectives, outside of branches and in the heavy ones
 """
 
@@ -23,10 +24,11 @@ from experiments.benchmarks.targets import Target
 from experiments.common.records import Record
 
 COUNTED = "counted"  # the part of these records
-MOVED, SECONDS, HBM, CYCLES = "bytes moved", "estimated time", "HBM bytes", "estimated cycles"
+ACCESSED, HBM = "bytes accessed", "HBM bytes"
+SECONDS, CYCLES = "estimated time", "estimated cycles"
 TEMPORARY, COLLECTIVES, INSIDE = "temporary memory", "collectives", "collectives in branches"
 BRANCHES, KERNELS = "bytes in branches", "kernels"
-QUANTITIES = (MOVED, SECONDS, HBM, CYCLES, TEMPORARY)  # of which ratios are taken
+QUANTITIES = (ACCESSED, HBM, SECONDS, CYCLES, TEMPORARY)  # of which ratios are taken
 
 
 def count_work(work: Work, target: Target, shape: Shape) -> Record:
@@ -53,14 +55,14 @@ def count_work(work: Work, target: Target, shape: Shape) -> Record:
 
 
 def costs(said: Mapping[str, float], run: Run) -> dict[str, float]:
-    """Bytes moved; and time, bytes of slow memory and cycles, where the compiler says something.
+    """Bytes accessed and bytes of HBM; time and cycles, where the compiler says something.
 
     What it says holds the heaviest branch of each conditional. The time lacks a second for every
     operation that has no estimate, and a branch is taken to have its share of the bytes in it.
     """
     if "optimal_seconds" not in said:
-        return {MOVED: run.usual.bytes}
+        return {ACCESSED: run.usual.bytes, HBM: run.usual.bytes}
     accessed = said["bytes accessed"]
-    moved = accessed - run.heavy.touched + run.light.touched
-    seconds = said["optimal_seconds"] % 1 * moved / accessed
-    return {MOVED: moved, SECONDS: seconds, HBM: run.usual.bytes, CYCLES: run.usual.cycles}
+    usual = accessed - run.heavy.touched + run.light.touched
+    seconds = said["optimal_seconds"] % 1 * usual / accessed
+    return {ACCESSED: usual, HBM: run.usual.bytes, SECONDS: seconds, CYCLES: run.usual.cycles}

@@ -10,10 +10,10 @@ from experiments.benchmarks import accelerators, machine, networks, programs, ta
 from experiments.benchmarks.claims import FAILS, HOLDS, SHORT, SKIPPED, check
 from experiments.benchmarks.contestants import FLAX, OURS_LINEN
 from experiments.benchmarks.counted import (
+    ACCESSED,
     COLLECTIVES,
     CYCLES,
     HBM,
-    MOVED,
     SECONDS,
     TEMPORARY,
     costs,
@@ -112,13 +112,13 @@ def test_what_a_compiler_says_holds_the_heavy_branch():
     run = Run(Moved(700, 900, cycles=40), Moved(0, 10), Moved(300, 100, cycles=9))
     said = {"bytes accessed": 1000.0, "optimal_seconds": -2 + 0.25}
     found = costs(said, run)
-    assert found[MOVED] == 910 and found[SECONDS] == pytest.approx(0.25 * 0.91)
+    assert found[ACCESSED] == 910 and found[SECONDS] == pytest.approx(0.25 * 0.91)
     assert (found[HBM], found[CYCLES]) == (700, 40)
-    assert costs({}, run) == {MOVED: 700}
+    assert costs({}, run) == {ACCESSED: 700, HBM: 700}
 
 
-def record(contestant, moved, target=targets.TPU, program=RESNET, dtype="bfloat16", **counted):
-    counted = {"size": 10.0, MOVED: moved} | counted
+def record(contestant, accessed, target=targets.TPU, program=RESNET, dtype="bfloat16", **counted):
+    counted = {"size": 10.0, ACCESSED: accessed} | counted
     where = {"part": "counted", "target": target.name, "program": program, "shape": "1x1"}
     return where | {"dtype": dtype, "contestant": contestant} | counted
 
@@ -127,14 +127,14 @@ def test_claims_about_accelerators_can_fail():
     records = [
         record(OURS_LINEN, 95.0, **{SECONDS: 0.8, CYCLES: 106}),
         record(FLAX, 100.0, **{SECONDS: 1.0, CYCLES: 100}),
-        record(OURS_LINEN, 34.0, targets.H100, FORWARD, "float32"),
-        record(OURS_LINEN, 35.0, targets.H100, FORWARD, "bfloat16"),
+        record(OURS_LINEN, 0.0, targets.H100, FORWARD, "float32", **{HBM: 34.0}),
+        record(OURS_LINEN, 0.0, targets.H100, FORWARD, "bfloat16", **{HBM: 35.0}),
         record(JIT, 1.0, program=SHARDED, **{COLLECTIVES: 3}),
     ]
     found = accelerators.estimates(records)
     verdicts = {f.quantity: f.verdict for f in check(accelerators.CLAIMS, found)}
     ratio, times_x = accelerators.ratio, accelerators.times_x
-    assert verdicts[ratio("TPU v5e", RESNET, MOVED)] == SHORT
+    assert verdicts[ratio("TPU v5e", RESNET, ACCESSED)] == SHORT
     assert verdicts[ratio("TPU v5e", RESNET, SECONDS)] == HOLDS
     assert verdicts[ratio("TPU v5e", RESNET, CYCLES)] == FAILS
     assert verdicts[ratio("TPU v5e", RESNET, HBM)] == SKIPPED
@@ -199,7 +199,7 @@ def test_a_tiny_network_is_compiled_and_timed(monkeypatch):
         (work,) = programs.works(SHAPE)
         counted = accelerators.count_work(work, here, SHAPE)
         timed = list(accelerators.time_network("tiny", SHAPE, 2, Progress()))
-    assert counted[MOVED] > 20 * counted["size"] and counted[TEMPORARY] > 0
+    assert counted[ACCESSED] > 20 * counted["size"] and counted[TEMPORARY] > 0
     assert len(timed) == 2 and all(r["seconds"] > 0 for r in timed)
     panels = accelerators.panels([counted, *timed])
     assert [panel.bars[FLAX].value for panel in panels] == [1, 1]
