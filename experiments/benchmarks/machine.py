@@ -44,7 +44,7 @@ def prepare(elsewhere: bool = False) -> None:
     """Starts this process again with ENVIRONMENT, unless that was done.
 
     Args:
-      elsewhere: set ELSEWHERE as well, unless there is an accelerator, or JAX_PLATFORMS is set.
+      elsewhere: set ELSEWHERE as well, unless there is an accelerator; what is set already stays.
     """
     if os.name != "posix" or MARK in os.environ:
         return
