@@ -25,12 +25,14 @@ Group = Sequence[Record]
 
 
 def compared(records: Sequence[Record]) -> list[Panel]:
-    """One panel a program and target, or two; programs that differ in their norm together."""
-    made = []
+    """One panel a program and target, more at the end; what differs in its norm stands together."""
+    made, more = [], []
     for (target, program), group in groups(records, _family).items():
         show = {FORWARD: _layers, BOTH: _layers, SHARDED: _meshed}.get(program, _networks)
-        made.extend(show(f"{target}: {program}", group, groups(group, _label)))
-    return made
+        first, *others = show(f"{target}: {program}", group, groups(group, _label))
+        made.append(first)
+        more.extend(others)
+    return made + more
 
 
 def groups(records: Group, key: Callable[[Record], str]) -> dict[tuple[str, str], list[Record]]:
@@ -83,9 +85,11 @@ def _networks(title: str, group: Group, by_label: Contestants) -> list[Panel]:
 
 
 def _meshed(title: str, group: Group, by_label: Contestants) -> list[Panel]:
-    """Collectives of forward and backward."""
-    bars = {label: Estimate(own[0][COLLECTIVES]) for (_, label), own in by_label.items()}
-    columns = {label: {"in branches": own[0][INSIDE]} for (_, label), own in by_label.items()}
+    """Collectives of forward and backward, and bytes of a device as multiples of Flax's."""
+    bars, columns = {}, {}
+    for (_, label), own in by_label.items():
+        bars[label] = Estimate(own[0][COLLECTIVES])
+        columns[label] = {"in branches": own[0][INSIDE], HBM: _mean(ratios(own, group, HBM))}
     return [Panel(title, f"{COLLECTIVES}, forward and backward", bars, columns=columns)]
 
 

@@ -6,8 +6,8 @@
   GPU, where it says nothing, they are counted in the compiled text
 * time, for a TPU, from the same analysis: hardly more than these bytes over the bandwidth
 * two other views of a TPU. Cost analysis takes its fast memory to be as slow as any, and counts a
-  copy into it up to four times. So what goes to and from slow memory (HBM) is counted in the text as
-  well; and the cycles that the compiler estimates each instruction at are summed
+  copy into it up to four times. So what goes to and from slow memory (HBM) is counted in the text
+  as well; and the cycles that the compiler estimates each instruction at are summed
 * temporary memory, kernels, and collectives, outside of branches and in the heavy ones
 """
 
