@@ -89,6 +89,7 @@ CLAIMS = (
         Claim("layer norm: little more", ratio(t.name, LAYER_NORM, ACCESSED), 1.03, aim=1.0)
         for t in TARGETS
     ),
+    Claim("layer norm: few cycles more", ratio(TPU.name, LAYER_NORM, CYCLES), 1.1, aim=1.0),
     *(Claim("RMS norm: hardly more", ratio(t.name, RMS_NORM, ACCESSED), 1.01) for t in TARGETS),
     Claim("one collective each way", f"{JIT}, {TPU.name}, {SHARDED}, {COLLECTIVES}", 2),
 )
