@@ -6,16 +6,14 @@ bytes of its operands. What a device gets out is another matter: an all-reduce g
 an all-gather as much from every device.
 """
 
-import math
 import re
 from typing import NamedTuple
 
-from experiments.benchmarks.hlo import instructions, operands
+from experiments.benchmarks.hlo import arrays, instructions
 
 COLLECTIVE = re.compile(
     r"(all-reduce|(ragged-)?all-to-all|all-gather|reduce-scatter|collective-\w+)(-start)?"
 )
-ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 class Traffic(NamedTuple):
@@ -33,10 +31,10 @@ def count_traffic(text: str) -> Traffic:
     """Collectives in `compiled.as_text()`, and the payload of all of them."""
     sizes: dict[str, int] = {}  # instruction: bytes of its result
     found = []
-    for name, type_, kind, rest in instructions(text.splitlines()):
-        sizes[name] = bytes_of(type_)
-        if COLLECTIVE.fullmatch(kind):
-            found.append(operands(rest))
+    for each in instructions(text.splitlines()):
+        sizes[each.name] = bytes_of(each.type)
+        if COLLECTIVE.fullmatch(each.kind):
+            found.append(each.operands)
     return Traffic(len(found), sum(sizes[name] for names in found for name in names))
 
 
@@ -47,7 +45,4 @@ def count_instructions(text: str) -> int:
 
 def bytes_of(type_: str) -> int:
     """Bytes of all arrays of a type such as ``(f32[2,16]{1,0}, pred[])``."""
-    return sum(
-        math.prod(int(n) for n in dims.split(",") if n) * int(bits or 8) // 8
-        for _, bits, dims in ARRAY.findall(type_)
-    )
+    return sum(array.bytes for array in arrays(type_))

@@ -12,16 +12,22 @@ from experiments.benchmarks.timing import Estimate
 from experiments.common.plots import BLUE, GREY, ORANGE, WIDTH_INCHES
 
 BAR_INCHES, FRAME_INCHES = 0.27, 0.85
+MANY_PANELS = 8  # more than so many stand side by side
 MANY_DECADES = 100.0  # from the smallest to the largest: then the axis is logarithmic
 
 
 def draw(title: str, panels: Sequence[Panel]) -> Figure:
     """One row of bars a panel, the smallest number on top."""
-    heights = [len(panel.bars) * BAR_INCHES + FRAME_INCHES for panel in panels]
-    figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 0.4), layout="constrained")
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
-    for ax, panel in zip(axes[:, 0], panels, strict=True):
+    columns = 2 if len(panels) > MANY_PANELS else 1
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    heights = [max(len(p.bars) for p in row) * BAR_INCHES + FRAME_INCHES for row in rows]
+    size = (WIDTH_INCHES * columns, sum(heights) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights).flat
+    for ax, panel in zip(axes, panels, strict=False):
         draw_panel(ax, panel)
+    for ax in axes[len(panels) :]:
+        ax.remove()
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure
 

@@ -20,6 +20,7 @@ class Panel(NamedTuple):
     unit: str
     bars: Mapping[str, Estimate]
     parts: Mapping[str, Mapping[str, Sequence[float]]] = {}  # by contestant and shape: quartiles
+    columns: Mapping[str, Mapping[str, float]] = {}  # by contestant and heading: what else is known
 
     def ordered(self) -> list[tuple[str, Estimate]]:
         """The smallest number first, what is not a number last."""
@@ -29,7 +30,9 @@ class Panel(NamedTuple):
         """For summary.json."""
         bars = {name: bar._asdict() for name, bar in self.bars.items()}
         parts = {name: dict(quarters) for name, quarters in self.parts.items()}
-        return {"title": self.title, "unit": self.unit, "bars": bars, "quartiles": parts}
+        found = {"title": self.title, "unit": self.unit, "bars": bars, "quartiles": parts}
+        columns = {name: dict(values) for name, values in self.columns.items()}
+        return found | ({"columns": columns} if columns else {})
 
 
 def ratio_panel(
@@ -51,17 +54,26 @@ def contestants_of(records: Sequence[Record], **where: Any) -> list[str]:
 
 def table(panel: Panel) -> Table:
     """A row a contestant, the smallest number first, and the median of each shape."""
-    shapes = list(dict.fromkeys(shape for part in panel.parts.values() for shape in part))
+    shapes = _headings(panel.parts)
+    others = _headings(panel.columns)
     made = Table(title=panel.title, title_justify="left")
     made.add_column("contestant", no_wrap=True)
     made.add_column(panel.unit, no_wrap=len(panel.unit) < UNIT_WIDTH)
     for shape in shapes:
         made.add_column(shape.replace("x", " "), justify="right")  # a space may end the line
+    for heading in others:
+        made.add_column(heading, justify="right")
     for name, bar in panel.ordered():
         parts = panel.parts.get(name, {})
         cells = [f"{parts[s][1]:.2f}" if s in parts else "" for s in shapes]
+        values = panel.columns.get(name, {})
+        cells += [f"{values[heading]:.3g}" if heading in values else "" for heading in others]
         made.add_row(name, with_interval(bar), *cells)
     return made
+
+
+def _headings(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(heading for each in columns.values() for heading in each))
 
 
 def claims_table(findings: Sequence[Finding]) -> Table:

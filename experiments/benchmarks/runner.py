@@ -79,6 +79,7 @@ def _measure(module: ModuleType, settings: Settings, progress: Progress, path: P
     with path.open("w") as file:
         for record in module.measure(settings, progress):
             file.write(to_json(record) + "\n")
+            file.flush()  # some take minutes
             records.append(record)
     return records
 

@@ -82,8 +82,20 @@ class Program(NamedTuple):
 
 def program(way: Way, problem: Problem, mesh: jax.sharding.Mesh, computes: str = ALL) -> Program:
     """The layer in training: y and running statistics, and the gradients that are asked for."""
+    train, leaves = training(way, problem, mesh)
+    lowered = jax.jit(_step(train, computes)).lower(*_lay(problem, mesh, leaves))
+    return Program(lowered.compile(), mesh, leaves)
+
+
+def training(
+    way: Way, problem: Problem, mesh: jax.sharding.Mesh
+) -> tuple[Callable[..., Any], list[jax.Array]]:
+    """The layer as a function of x, scale, bias and statistics on a mesh, and the statistics.
+
+    These are a flat list: a pytree's Python is not the layer's time.
+    """
     layer = way.build(problem, axis_name=way.axis_name)
-    leaves, treedef = jax.tree.flatten(layer.stats)  # a pytree's Python is not the layer's time
+    leaves, treedef = jax.tree.flatten(layer.stats)
 
     def train(x, scale, bias, leaves):
         y, stats = layer.train(x, scale, bias, jax.tree.unflatten(treedef, leaves))
@@ -98,8 +110,7 @@ def program(way: Way, problem: Problem, mesh: jax.sharding.Mesh, computes: str =
             out_specs=(cut, copied),
             check_vma=way.checked,
         )
-    lowered = jax.jit(_step(train, computes)).lower(*_lay(problem, mesh, leaves))
-    return Program(lowered.compile(), mesh, leaves)
+    return train, leaves
 
 
 def _step(train: Callable[..., Any], computes: str) -> Callable[..., Any]:

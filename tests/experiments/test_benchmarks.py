@@ -19,8 +19,10 @@ from experiments.benchmarks import (
     guard,
     layer,
     norms,
+    programs,
     runner,
     summary,
+    targets,
 )
 from experiments.benchmarks.claims import (
     FAILS,
@@ -62,7 +64,16 @@ SMALL = {
     "devices": Settings(((8, 3, 3, 5),), rounds=2),
     "norms": Settings(((5, 7, 32), (3, 4, 4, 32)), rounds=2),
     "guard": Settings(((16,),), rounds=12),
+    "accelerators": Settings(((8, 3),)),
 }
+HERE = targets.H100._replace(plugins=("jax",), find=lambda n: jax.devices()[:n], options=None)
+
+
+def few_works(shape):
+    chosen = ("bnjax linen", "flax linen")
+    return [w for w in programs.works(shape) if w.contestant in chosen and w.dtype == "float32"]
+
+
 EXTRA = {"network": {"widths": (4,), "blocks": 1}, "compile": {"depth": 2}}
 FEWER = {  # parts of a benchmark left out here, for they take long
     # A collection between turns, which after thousands of tests takes a second.
@@ -75,6 +86,7 @@ FEWER = {  # parts of a benchmark left out here, for they take long
         "DEVICES": (2,),
     },
     "guard": {"NETWORKS": guard.NETWORKS[:1], "MOMENTA": (0.9,)},
+    "accelerators": {"TARGETS": (HERE,), "works": few_works},
 }
 # Exact: what they claim holds at any size and on any machine.
 COUNTED = ("memory", "accuracy", "devices")
@@ -194,6 +206,7 @@ def test_the_process_starts_again_once(monkeypatch):
     prepare()
     ((_, _, environment),) = calls
     assert environment["MALLOC_MMAP_MAX_"] == "0" and environment["OMP_WAIT_POLICY"] == "passive"
+    assert "TPU_ACCELERATOR_TYPE" not in environment
     monkeypatch.setenv(MARK, environment[MARK])
     prepare()
     assert len(calls) == 1
@@ -294,7 +307,7 @@ def test_an_aim_is_more_than_the_bound(name):
         assert claim.aim is None or claim.aim < claim.bound, claim
 
 
-FOLDERS = sorted(path.parent for path in summary.COMMITTED.parent.glob("*/*/summary.json"))
+FOLDERS = sorted(path.parent for path in summary.COMMITTED.glob("*/*/summary.json"))
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
