@@ -226,6 +226,7 @@ def test_networks_are_those_of_the_papers():
 
 
 def test_haiku_in_a_flax_network():
+    pytest.importorskip("haiku")
     x = jax.random.normal(jax.random.key(0), (8, 6)) + 1
     with relaxed():
         y, changed = networks.HaikuNorm().init_with_output(jax.random.key(1), x)

@@ -178,7 +178,7 @@ def test_claims_are_about_float32(monkeypatch):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["nope"], "'nope' is not one of layer, network"),
+        (["nope"], "'nope' is not one of accelerators, layer"),
         (["accuracy", "--rounds", "3"], "--rounds means nothing to benchmark accuracy"),
         (["network", "--axis", "first"], "--axis means nothing to benchmark network"),
         (["layer", "--rounds", "1"], "'1' is not a whole number from 2"),
