@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -15,7 +14,7 @@ from bnjax.core._sharding import spec_of
 from bnjax.core._xla import pin
 
 SumOf = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-ROWS = 2**13
+ROWS, RUNS = 2**13, 2**5
 
 
 def count_and_weight(
@@ -56,22 +55,30 @@ def sum_in_steps(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The same in two steps, where XLA for GPU would take one that few threads work at.
 
     A sum down the columns of fewer than 8192 rows has a thread for every few columns, each of
-    which walks down them alone; XLA then thinks it faster to store ``x - shift`` first.
+    which walks down them alone; XLA then thinks it faster to store ``x - shift`` first. So first
+    runs of some rows are summed, of which there are enough to keep the threads busy.
     """
     size = size_of(x.shape, axes)
     # A symbolic size (jax.export) is no int. A row is summed by many threads as it is.
-    few = isinstance(size, int) and 0 < size < ROWS
-    if not axes or not few or x.ndim - 1 in axes or spec_of(x)[axes[0]] is not None:
+    if not isinstance(size, int) or not RUNS < size < ROWS or x.ndim - 1 in axes:
         return sum_of(x, axes)
-    first, *rest = axes
-    if rest:
-        part = sum_of(x, tuple(rest))
-    else:
-        parts = math.gcd(x.shape[first], 64)
-        cut = parts, x.shape[first] // parts
-        part = jnp.sum(x.reshape(*x.shape[:first], *cut, *x.shape[first + 1 :]), first + 1)
-    # XLA would make one sum of two.
-    return sum_of(lax.optimization_barrier(part), (first,))
+    if len(axes) == 1:
+        return _sum_of_cut(x, axes[0])
+    # All axes but the first few make a run, or the last alone.
+    first = next((i for i in range(1, len(axes)) if size_of(x.shape, axes[:i]) >= RUNS), -1)
+    # The barrier keeps XLA from making one sum of the two.
+    part = lax.optimization_barrier(sum_of(x, axes[first:]))
+    return sum_of(part, axes[:first])
+
+
+def _sum_of_cut(x: jax.Array, axis: int) -> jax.Array:
+    """A single axis, cut into runs, unless these would lie on several devices."""
+    rows = x.shape[axis]
+    runs = max(n for n in range(1, 2 * RUNS + 1) if rows % n == 0)
+    if runs == 1 or spec_of(x)[axis] is not None:
+        return sum_of(x, (axis,))
+    cut = x.reshape(*x.shape[:axis], runs, rows // runs, *x.shape[axis + 1 :])
+    return sum_of(lax.optimization_barrier(jnp.sum(cut, axis + 1)), (axis,))
 
 
 def mean_of(
