@@ -82,10 +82,11 @@ def _train(inputs: Inputs, state, limits: Limits | None, update: Update, rule: R
         correction = _correction(inputs.x, state.before, limits, rule)
         scale = jnp.ones_like(correction.mean) if scale is None else scale
         bias = jnp.zeros_like(correction.mean) if bias is None else bias
-    normalise = standardize if rule.virtual_batch_size is None else standardize_virtual_batches
-    # Virtual batches would have to ask each other whether any is too far from a guess.
-    guess = None if rule.virtual_batch_size is not None else _guess(inputs.x, state, rule)
-    y, stats = normalise(inputs.x, inputs.mask, scale, bias, correction, guess, rule)
+    x, mask = inputs.x, inputs.mask
+    if rule.virtual_batch_size is None:
+        y, stats = standardize(x, mask, scale, bias, correction, _guess(x, state, rule), rule)
+    else:
+        y, stats = standardize_virtual_batches(x, mask, scale, bias, correction, rule)
     return y, _moved(state, stats, inputs, rule, update)
 
 
@@ -115,8 +116,7 @@ def _moved(state, stats: Statistics, inputs: Inputs, rule: Rule, update: Update)
 
 def _guess(x, state, rule: Rule) -> jax.Array:
     """The running mean, which that of the batch is near after the first steps."""
-    mean = jnp.asarray(state.before.mean).astype(rule.wide)
-    return lax.stop_gradient(rule.expand(mean, x.shape))
+    return rule.expand(jnp.asarray(state.before.mean), x.shape).astype(rule.wide)
 
 
 def _correction(x, stats: BatchStats, limits: Limits, rule: Rule) -> Correction:

@@ -14,7 +14,8 @@ from bnjax.core._sharding import spec_of
 from bnjax.core._xla import pin
 
 SumOf = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-ROWS, RUNS = 2**13, 2**5
+ROWS = 2**13  # from which on XLA for GPU sums columns in two steps by itself
+RUNS = 2**5  # enough for its threads
 
 
 def count_and_weight(

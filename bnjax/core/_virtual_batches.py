@@ -23,7 +23,6 @@ def standardize_virtual_batches(
     scale: jax.Array | None,
     bias: jax.Array | None,
     correction: Correction | None,
-    guess: jax.Array | None,
     rule: Rule,
 ) -> tuple[jax.Array, Statistics]:
     """:func:`standardize` of each virtual batch, with the statistics of all of them.
@@ -34,13 +33,14 @@ def standardize_virtual_batches(
     if mask is not None:
         mask = jnp.broadcast_to(mask, x.shape[:1] + mask.shape[1:])
     inner = rule._replace(axes=tuple(a + 1 for a in rule.axes), over=Over())
-    params = jax.tree.map(lambda v: v[None], (scale, bias, correction, guess))
+    params = jax.tree.map(lambda v: v[None], (scale, bias, correction))
     outputs, stacks = [], []
     runs = virtual_batches(x.shape[0], rule.virtual_batch_size)
     _check_explicit_sharding(x, runs, rule.virtual_batch_size)
     for start, groups, size in runs:
         cut = functools.partial(_cut, start=start, groups=groups, size=size)
-        y, stats = standardize(cut(x), cut(mask), *params, inner)
+        # No guess: they would have to ask each other whether any is too far from it.
+        y, stats = standardize(cut(x), cut(mask), *params, None, inner)
         outputs.append(y.reshape(groups * size, *x.shape[1:]))
         stacks.append(stats._replace(count=_count_each(stats)))
     stats = merge_stack(jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks))

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import contestants
+from experiments.benchmarks import contestants, layer
 from experiments.benchmarks.claims import Claim
 from experiments.benchmarks.compared import compared, groups, ratios
 from experiments.benchmarks.contestants import FLAX, OURS_LINEN
@@ -49,14 +49,7 @@ from experiments.benchmarks.timing import Estimate, race
 from experiments.common.records import Record
 
 OPTIONS = ("rounds",)
-LAYERS = (
-    (32, 56, 56, 64),
-    (32, 28, 28, 128),
-    (32, 14, 14, 256),
-    (32, 7, 7, 512),
-    (4096, 512),
-    (100000, 32),
-)
+LAYERS = layer.SHAPES["full"]
 SHAPES = {
     "quick": (*LAYERS, *(shape for shape, program in PROGRAMS.items() if program == BLOCKS)),
     "full": (*LAYERS, *PROGRAMS),
