@@ -6,13 +6,10 @@ is told in `counted`. Where an accelerator is at hand, training steps of the net
 it as well, all contestants in turn.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
-
-from experiments.benchmarks import contestants, layer
+from experiments.benchmarks import layer, steps
 from experiments.benchmarks.claims import Claim
 from experiments.benchmarks.compared import compared, groups, ratios
 from experiments.benchmarks.contestants import FLAX, OURS_LINEN
@@ -26,26 +23,24 @@ from experiments.benchmarks.counted import (
     TEMPORARY,
     count_work,
 )
-from experiments.benchmarks.networks import BATCH_NORMS, LAYER, RMS
-from experiments.benchmarks.panels import Panel, contestants_of, ratio_panel
+from experiments.benchmarks.networks import LAYER, RMS
+from experiments.benchmarks.panels import Panel
 from experiments.benchmarks.programs import (
     BLOCKS,
     BOTH,
     DTYPES,
     FORWARD,
-    NETWORKS,
     PROGRAMS,
     RESNET,
     SHARDED,
     TRANSFORMER,
-    resnet_step,
     works,
 )
 from experiments.benchmarks.progress import Progress
-from experiments.benchmarks.settings import Settings, Shape, shape_name
+from experiments.benchmarks.settings import Settings, shape_name
 from experiments.benchmarks.sharded import JIT
 from experiments.benchmarks.targets import H100, TARGETS, TPU, present
-from experiments.benchmarks.timing import Estimate, race
+from experiments.benchmarks.timing import Estimate
 from experiments.common.records import Record
 
 OPTIONS = ("rounds",)
@@ -55,7 +50,7 @@ SHAPES = {
     "full": (*LAYERS, *PROGRAMS),
 }
 DEFAULTS = Settings(SHAPES["full"], rounds=10)
-TIME = "time"  # the part of records that are timed
+SPARED = {(TPU.name, (256, 224, 224, 3))}  # minutes, and the same program as for 128 images
 
 LAYER_NORM, RMS_NORM = (f"{TRANSFORMER}, {kind}" for kind in (LAYER, RMS))
 
@@ -95,30 +90,11 @@ def measure(settings: Settings, progress: Progress) -> Iterator[Record]:
         for work in works(shape):
             progress.say(f"{work.program}, {shape_name(shape)} {work.dtype}: {work.contestant}")
             for target in targets:
-                yield count_work(work, target, shape)
-        if PROGRAMS.get(shape) in NETWORKS and jax.default_backend() != "cpu":
-            yield from time_network(PROGRAMS[shape], shape, settings.rounds, progress)
-
-
-def time_network(program: str, shape: Shape, rounds: int, progress: Progress) -> Iterator[Record]:
-    """Training steps on the device that is at hand, all contestants in turn."""
-    names = list(filter(contestants.installed, BATCH_NORMS))
-    calls = {name: _training_call(program, BATCH_NORMS[name], shape) for name in names}
-    target = jax.devices()[0].device_kind
-    doing = f"{program} on {target}: {len(calls)} contestants, {rounds} rounds"
-    where = {"part": TIME, "target": target, "program": program, "shape": shape_name(shape)}
-    for number, name, seconds in progress.track(race(calls, rounds), len(calls) * rounds, doing):
-        yield where | {"contestant": name, "round": number, "seconds": seconds}
-
-
-def _training_call(program: str, norm: Any, shape: Shape) -> Callable[[], Any]:
-    """A call of one step, always from the same state."""
-    step = resnet_step(program, norm, shape)
-    images, labels = step.data
-    x = jax.random.normal(jax.random.key(1), images.shape, images.dtype)
-    arguments = jax.jit(step.start)(jax.random.key(0)), x, jnp.zeros(labels.shape, labels.dtype)
-    run = jax.jit(step.run)
-    return lambda: jax.block_until_ready(run(*arguments))
+                if (target.name, shape) not in SPARED:
+                    yield count_work(work, target, shape)
+    if steps.at_hand():
+        shapes = tuple(shape for shape in settings.shapes if shape in steps.DEFAULTS.shapes)
+        yield from steps.measure(dataclasses.replace(settings, shapes=shapes), progress)
 
 
 def estimates(records: Sequence[Record]) -> dict[str, Estimate]:
@@ -142,10 +118,5 @@ def estimates(records: Sequence[Record]) -> dict[str, Estimate]:
 
 def panels(records: Sequence[Record]) -> list[Panel]:
     """What was counted, a program and target each; and times, where there are some."""
-    timed = [r for r in records if r["part"] == TIME]
-    made = compared(records)
-    for program in dict.fromkeys(r["program"] for r in timed):
-        title = f"{timed[0]['target']}: {program}, timed"
-        names = contestants_of(timed, program=program)
-        made.append(ratio_panel(title, timed, names, FLAX, program=program))
-    return made
+    timed = [r for r in records if r["part"] == steps.TIME]
+    return compared(records) + steps.panels(timed)

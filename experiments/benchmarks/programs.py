@@ -4,6 +4,7 @@ Where forward and backward are one program, the loss is made of y, as in a netwo
 from outside, XLA would sum dy and dy·x in the same read of x as the statistics.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {  # what makes each of the ResNet
     BLOCKS: {"stages": (2,), "stem": False},
     RESNET: {},
 }
+TRAINED = (BLOCKS, RESNET, TRANSFORMER)  # of these there is a training step
 # Minutes to compile for a TPU, and in two blocks haiku moves what Flax does.
 SPARED = {(RESNET, HAIKU)}
 PROGRAMS = {  # by the shape of the data; of any other shape, a layer
@@ -54,6 +56,7 @@ PROGRAMS = {  # by the shape of the data; of any other shape, a layer
     (16, 256, 512): TRANSFORMER,
     (64, 28, 28, 128): SHARDED,
     (128, 224, 224, 3): RESNET,
+    (256, 224, 224, 3): RESNET,
 }
 
 Built = tuple[Callable[..., Any], tuple[Any, ...]]  # a function, and arguments that say where
@@ -80,17 +83,25 @@ class Work(NamedTuple):
 def works(shape: Shape) -> Iterator[Work]:
     """All that is compiled for data of this shape."""
     program = PROGRAMS.get(shape, FORWARD)
-    if program in NETWORKS:
-        yield from _classifiers(program, shape)
-    elif program == TRANSFORMER:
-        yield from _transformers(shape)
+    if program in TRAINED:
+        yield from _networks(shape)
     else:
         yield from _meshed(shape) if program == SHARDED else _layers(shape)
 
 
-def resnet_step(program: str, norm: Any, shape: Shape) -> Step:
-    """A training step of one of NETWORKS."""
-    return classifier_step(ResNet(norm, **NETWORKS[program]), shape)
+def trained(shape: Shape, dtype: str = "bfloat16") -> dict[str, dict[str, Step]]:
+    """The training steps on data of this shape, by program and contestant."""
+    program = PROGRAMS[shape]
+    if program == TRANSFORMER:
+        model = functools.partial(Transformer, dtype=jnp.dtype(dtype))
+        return {
+            f"{TRANSFORMER}, {kind}": {
+                name: transformer_step(model(norm), shape, dtype) for name, norm in norms.items()
+            }
+            for kind, norms in NORMS.items()
+        }
+    network = functools.partial(ResNet, **NETWORKS[program])
+    return {program: {n: classifier_step(network(norm), shape) for n, norm in BATCH_NORMS.items()}}
 
 
 def _layers(shape: Shape) -> Iterator[Work]:
@@ -103,21 +114,13 @@ def _layers(shape: Shape) -> Iterator[Work]:
                 yield Work(program, dtype, name, _on_one(fn, *arguments))
 
 
-def _classifiers(program: str, shape: Shape) -> Iterator[Work]:
-    for name, norm in BATCH_NORMS.items():
-        if contestants.installed(name) and (program, name) not in SPARED:
-            step = resnet_step(program, norm, shape)
-            build = _on_one(step.run, step.state, *step.data)
-            yield Work(program, "bfloat16", name, build, donated=(0,))
-
-
-def _transformers(shape: Shape) -> Iterator[Work]:
-    for dtype in DTYPES:
-        for kind, norms in NORMS.items():
-            for name, norm in norms.items():
-                step = transformer_step(Transformer(norm, dtype=jnp.dtype(dtype)), shape, dtype)
-                build = _on_one(step.run, step.state, *step.data)
-                yield Work(f"{TRANSFORMER}, {kind}", dtype, name, build, donated=(0,))
+def _networks(shape: Shape) -> Iterator[Work]:
+    for dtype in DTYPES if PROGRAMS[shape] == TRANSFORMER else ("bfloat16",):
+        for program, steps in trained(shape, dtype).items():
+            for name, step in steps.items():
+                if contestants.installed(name) and (program, name) not in SPARED:
+                    build = _on_one(step.run, step.state, *step.data)
+                    yield Work(program, dtype, name, build, donated=(0,))
 
 
 def _meshed(shape: Shape) -> Iterator[Work]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments.benchmarks import accelerators, machine, networks, programs, targets
+from experiments.benchmarks import accelerators, machine, networks, programs, steps, targets
 from experiments.benchmarks.claims import FAILS, HOLDS, SHORT, SKIPPED, check
 from experiments.benchmarks.contestants import FLAX, OURS_LINEN
 from experiments.benchmarks.counted import (
@@ -19,9 +19,11 @@ from experiments.benchmarks.counted import (
     costs,
 )
 from experiments.benchmarks.moved import Moved, Run, count
+from experiments.benchmarks.networks import ResNet, classifier_step
 from experiments.benchmarks.panels import table
 from experiments.benchmarks.programs import FORWARD, JIT, RESNET, SHARDED, Work
 from experiments.benchmarks.progress import Progress
+from experiments.benchmarks.settings import Settings
 from experiments.cli import main
 from experiments.common.errors import UserError
 from tests._agree import relaxed
@@ -192,18 +194,25 @@ def test_a_tiny_network_is_compiled_and_timed(monkeypatch):
     """On the CPU, in the place of an accelerator."""
     monkeypatch.setattr(programs, "NETWORKS", {"tiny": TINY})
     monkeypatch.setattr(programs, "PROGRAMS", {SHAPE: "tiny"})
-    for module in (programs, accelerators):  # compiled there, timed here
-        monkeypatch.setattr(module, "BATCH_NORMS", {FLAX: nn.BatchNorm})
+    monkeypatch.setattr(programs, "TRAINED", ("tiny",))
+    monkeypatch.setattr(programs, "BATCH_NORMS", {FLAX: nn.BatchNorm})
+    monkeypatch.setattr(steps, "at_hand", lambda: True)
     here = targets.TPU._replace(find=lambda n: jax.devices()[:n])
     with relaxed():
         (work,) = programs.works(SHAPE)
         counted = accelerators.count_work(work, here, SHAPE)
-        timed = list(accelerators.time_network("tiny", SHAPE, 2, Progress()))
+        timed = list(steps.measure(Settings((SHAPE,), rounds=2), Progress()))
     assert counted[ACCESSED] > 20 * counted["size"] and counted[TEMPORARY] > 0
     assert len(timed) == 2 and all(r["seconds"] > 0 for r in timed)
     panels = accelerators.panels([counted, *timed])
     assert [panel.bars[FLAX].value for panel in panels] == [1, 1]
     assert [table(panel).row_count for panel in panels] == [1, 1]
+
+
+def test_there_is_nothing_to_time_without_an_accelerator(capsys):
+    assert main(["benchmark", "steps", "--out", "result"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "finds none" in error and "accelerators" in error
 
 
 def test_a_layer_on_a_mesh_is_compiled(monkeypatch):
@@ -219,7 +228,7 @@ def test_a_layer_on_a_mesh_is_compiled(monkeypatch):
 
 def test_networks_are_those_of_the_papers():
     with relaxed():
-        step = programs.resnet_step(RESNET, nn.BatchNorm, (2, 224, 224, 3))
+        step = classifier_step(ResNet(nn.BatchNorm), (2, 224, 224, 3))
     params, stats, _ = step.state
     assert sum(v.size for v in jax.tree.leaves(params)) == 25_557_032
     assert len(jax.tree.leaves(stats)) == 2 * 53

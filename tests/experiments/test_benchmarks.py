@@ -18,6 +18,7 @@ from experiments.benchmarks import (
     floor,
     guard,
     layer,
+    networks,
     norms,
     programs,
     runner,
@@ -65,6 +66,7 @@ SMALL = {
     "norms": Settings(((5, 7, 32), (3, 4, 4, 32)), rounds=2),
     "guard": Settings(((16,),), rounds=12),
     "accelerators": Settings(((8, 3),)),
+    "steps": Settings(((2, 4, 32),), rounds=2),
 }
 HERE = targets.H100._replace(plugins=("jax",), find=lambda n: jax.devices()[:n], options=None)
 
@@ -72,6 +74,14 @@ HERE = targets.H100._replace(plugins=("jax",), find=lambda n: jax.devices()[:n],
 def few_works(shape):
     chosen = ("bnjax linen", "flax linen")
     return [w for w in programs.works(shape) if w.contestant in chosen and w.dtype == "float32"]
+
+
+def a_step(shape):
+    """Of a small transformer, on the CPU."""
+    norms_ = networks.NORMS[networks.LAYER]
+    models = {n: networks.Transformer(norms_[n], blocks=1) for n in ("bnjax linen", "flax linen")}
+    steps = {n: networks.transformer_step(model, shape) for n, model in models.items()}
+    return {f"transformer, {networks.LAYER}": steps}
 
 
 EXTRA = {"network": {"widths": (4,), "blocks": 1}, "compile": {"depth": 2}}
@@ -87,6 +97,7 @@ FEWER = {  # parts of a benchmark left out here, for they take long
     },
     "guard": {"NETWORKS": guard.NETWORKS[:1], "MOMENTA": (0.9,)},
     "accelerators": {"TARGETS": (HERE,), "works": few_works},
+    "steps": {"at_hand": lambda: True, "trained": a_step},
 }
 # Exact: what they claim holds at any size and on any machine.
 COUNTED = ("memory", "accuracy", "devices")
@@ -178,7 +189,7 @@ def test_claims_are_about_float32(monkeypatch):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["nope"], "'nope' is not one of accelerators, layer"),
+        (["nope"], "'nope' is not one of accelerators, steps"),
         (["accuracy", "--rounds", "3"], "--rounds means nothing to benchmark accuracy"),
         (["network", "--axis", "first"], "--axis means nothing to benchmark network"),
         (["layer", "--rounds", "1"], "'1' is not a whole number from 2"),
