@@ -33,7 +33,7 @@ class Run:
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """The experiment, or `all`; `list` names them."""
     preset: Annotated[str, choice(*PRESETS)] = "quick"
-    """A run under two minutes, or the setting of the paper."""
+    """A run under two minutes, the longest that two cores allow, or the setting of the paper."""
     data: Annotated[str | None, choice("digits", "mnist", "cifar10")] = None
     """Scikit-learn's embedded 8x8 digits, MNIST or CIFAR-10."""
     data_note: Annotated[str | None, text()] = None

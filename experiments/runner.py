@@ -12,14 +12,32 @@ from rich.table import Table
 
 from experiments import registry
 from experiments.common import interrupts, results
+from experiments.common.claims import as_row
 from experiments.common.errors import UserError
 from experiments.common.progress import Reporter, make_console
+from experiments.common.records import (
+    Record,
+    read_part,
+    read_records,
+    without_nan,
+    write_packed,
+    write_part,
+)
 from experiments.common.settings import COMMON, Settings
+from experiments.common.verdicts import (
+    CLAIM,
+    FAILS,
+    HOLDS,
+    IN_PART,
+    RULE,
+    UNDECIDED,
+    Row,
+    settle,
+)
 from experiments.options import ALL, Run
 from experiments.registry import Experiment
 
 if TYPE_CHECKING:  # imported late, after the first line is on the screen
-    from experiments.common.claims import Claim
     from experiments.common.data import Dataset
 
 
@@ -33,7 +51,9 @@ def run(options: Run) -> None:
     for number, experiment in enumerate(registry.EXPERIMENTS, 1):
         out = (options.out or Path("runs")) / experiment.name
         console.rule(f"{number} of {len(registry.EXPERIMENTS)}")
-        if results.is_finished(out, figure_name(experiment)) and not options.overwrite:
+        if options.preset not in _presets(experiment):
+            console.print(f"{experiment.name}: has no preset {options.preset}, left out")
+        elif results.is_finished(out, files(experiment)) and not options.overwrite:
             console.print(f"{experiment.name}: finished before, kept; see {out}", markup=False)
         else:
             _run(experiment, options, out, console)
@@ -41,7 +61,7 @@ def run(options: Run) -> None:
 
 def _run(experiment: Experiment, options: Run, out: Path, console: Console) -> None:
     settings = choose_settings(experiment, options)
-    results.check_destination(out, options.overwrite, figure_name(experiment))
+    results.check_destination(out, options.overwrite, files(experiment))
 
     console.print(f"{experiment.name}: {experiment.claim} ({experiment.source})", markup=False)
     console.print(f"{_describe(settings)}; importing JAX and reading the data ...", markup=False)
@@ -52,17 +72,23 @@ def _run(experiment: Experiment, options: Run, out: Path, console: Console) -> N
     with results.staged(out, config, options.overwrite) as stage:
         _measure(experiment, settings, data, stage, console)
         seconds = time.monotonic() - started
-        claims = _judge(experiment, settings, stage)
-        _write_summary(experiment, claims, stage, seconds)
+        records = read_records(stage / results.RECORDS)
+        rows = judge(experiment, records, settings)
+        _write_summary(experiment, rows, stage, seconds)
         console.print("drawing the figure ...")
-        _draw(experiment, settings, stage, stage / figure_name(experiment))
-    _print_claims(claims, console)
+        _draw(experiment, records, rows, settings, stage / figure_name(experiment))
+    _print_rows(rows, console)
     console.print(f"{seconds:.0f} s of training; see {out}", markup=False)
 
 
 def figure_name(experiment: Experiment) -> str:
     """The file of the experiment's picture."""
     return f"{experiment.name}.png"
+
+
+def files(experiment: Experiment) -> tuple[str, ...]:
+    """The files of a finished result."""
+    return results.RECORDS, results.CONFIG, results.SUMMARY, figure_name(experiment)
 
 
 def redraw(folder: Path) -> None:
@@ -74,25 +100,30 @@ def redraw(folder: Path) -> None:
         raise UserError(f"{folder / results.CONFIG}: not the settings of an experiment")
     settings = contents.settings_of(folder / results.CONFIG, experiment, config)
     seconds = contents.read_seconds(folder)
-    path, metrics = folder / figure_name(experiment), folder / results.METRICS
-    contents.check_file(metrics)
+    path, logged = folder / figure_name(experiment), folder / results.RECORDS
+    contents.check_file(logged)
     picture = io.BytesIO()  # nothing is replaced until all is there
-    with contents.from_records(metrics), warnings.catch_warnings(action="ignore"):
-        _draw(experiment, settings, folder, picture)
-        claims = _judge(experiment, settings, folder)
+    with contents.from_records(logged), warnings.catch_warnings(action="ignore"):
+        records = read_records(logged)
+        rows = judge(experiment, records, settings)
+        _draw(experiment, records, rows, settings, picture)
     try:
         path.write_bytes(picture.getvalue())
-        _write_summary(experiment, claims, folder, seconds)
+        _write_summary(experiment, rows, folder, seconds)
     except OSError as error:
         raise UserError(f"{folder}: cannot write there ({error.strerror})") from None
     console = make_console()
-    _print_claims(claims, console)
+    _print_rows(rows, console)
     console.print(f"drawn: {path}", markup=False)
 
 
 def choose_settings(experiment: Experiment, options: Run) -> Settings:
     """The preset's settings, with what was given on the command line in their place."""
-    preset = _presets(experiment)[options.preset]
+    presets = _presets(experiment)
+    if options.preset not in presets:
+        has = ", ".join(presets)
+        raise UserError(f"{experiment.name} has no preset {options.preset}; choose one of: {has}")
+    preset = presets[options.preset]
     given = {k: v for k in COMMON if (v := getattr(options, k)) is not None}
     for name in given.keys() & set(preset.unused):
         if options.name != ALL:
@@ -106,10 +137,7 @@ def _presets(experiment: Experiment) -> dict[str, Settings]:
 
 
 def _describe(settings: Settings) -> str:
-    return (
-        f"{settings.data_name}, {settings.seeds_in_words}, {settings.steps:,} steps of "
-        f"{settings.batch_size:,} images, {settings.rate_in_words}"
-    )
+    return f"{settings.data_name}, {settings.seeds_in_words}, {settings.steps_in_words}"
 
 
 def _load_data(settings: Settings, data_dir: Path | None) -> "Dataset":
@@ -128,8 +156,6 @@ def _measure(
     experiment: Experiment, settings: Settings, data: "Dataset", stage: Path, console: Console
 ) -> None:
     """Runs every trial that has not been run before, and puts their records together."""
-    from experiments.common.records import read_part, write_part
-
     trials = experiment.module.trials(settings, data)
     parts = [stage / results.PARTS / f"{number:03d}.jsonl" for number in range(len(trials))]
     texts = [_finished(part, console) for part in parts]
@@ -142,13 +168,11 @@ def _measure(
             if text is None:
                 write_part(part, trial.measure(reporter))
             reporter.finish(trial.steps)
-    results.write_whole(stage / results.METRICS, "".join(read_part(p) or "" for p in parts))
+    write_packed(stage / results.RECORDS, "".join(read_part(p) or "" for p in parts))
 
 
 def _finished(part: Path, console: Console) -> str | None:
     """What a stopped run has written of a trial; None if it is to be run (again)."""
-    from experiments.common.records import read_part
-
     text = read_part(part)
     if text is None and part.exists():
         console.print(f"{part.name}: damaged, that trial is repeated", markup=False)
@@ -169,40 +193,56 @@ def _config(
     return content | results.environment()
 
 
-def _judge(experiment: Experiment, settings: Settings, folder: Path) -> "list[Claim]":
-    from experiments.common.records import read_records
+def judge(experiment: Experiment, records: list[Record], settings: Settings) -> list[Row]:
+    """The rows of the closing table, with their verdicts."""
+    return settle(map(as_row, experiment.module.judge(records, settings)))
 
-    return experiment.module.judge(read_records(folder / results.METRICS), settings)
 
-
-def _write_summary(
-    experiment: Experiment, claims: "list[Claim]", stage: Path, seconds: float
-) -> None:
-    from experiments.common.records import without_nan
-
+def _write_summary(experiment: Experiment, rows: list[Row], stage: Path, seconds: float) -> None:
     content = {
         "experiment": experiment.name,
         "claim": experiment.claim,
+        "title": title(experiment, rows),
         "source": experiment.source,
-        "claims": [without_nan(claim._asdict()) for claim in claims],
+        "claims": [without_nan(row.as_json()) for row in rows],
+        "rule": RULE,
         "seconds": round(seconds, 1),
     }
     results.write_json(stage / results.SUMMARY, content)
 
 
+def title(experiment: Experiment, rows: list[Row]) -> str:
+    """What the first claim of the rows came to, in a sentence."""
+    verdict = next(row.verdict for row in rows if row.kind == CLAIM)
+    sentences = {
+        HOLDS: experiment.claim,
+        IN_PART: f"{experiment.claim}: in part",
+        FAILS: experiment.denial,
+        UNDECIDED: f"{experiment.claim}? Undecided here",
+    }
+    return sentences[verdict]
+
+
 def _draw(
-    experiment: Experiment, settings: Settings, folder: Path, path: Path | io.BytesIO
+    experiment: Experiment,
+    records: list[Record],
+    rows: list[Row],
+    settings: Settings,
+    path: Path | io.BytesIO,
 ) -> None:
     from experiments.common import plots
-    from experiments.common.records import read_records
 
-    records = read_records(folder / results.METRICS)
     with plots.style():
-        plots.save(experiment.module.draw(records, settings), path)
+        figure = experiment.module.draw(records, settings)
+        if not figure.get_suptitle():
+            note = f"{plots.data_and_seeds(settings)}; {settings.steps_in_words}"
+            plots.frame(figure, title(experiment, rows), rows, note)
+        plots.save(figure, path)
 
 
-def _print_claims(claims: "list[Claim]", console: Console) -> None:
-    table = Table("claim", "paper", "found", "verdict", show_lines=True)
-    for claim in claims:
-        table.add_row(claim.claim, claim.paper, claim.found, claim.verdict)
+def _print_rows(rows: list[Row], console: Console) -> None:
+    table = Table("", "claim", "source", "found", "verdict", show_lines=True)
+    for row in rows:
+        table.add_row(row.short, row.claim, row.source, row.found, row.verdict or f"({row.kind})")
     console.print(table)
+    console.print(RULE, style="dim")

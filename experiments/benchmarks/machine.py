@@ -15,8 +15,9 @@ import importlib.metadata
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
+
+from experiments.common.results import processor
 
 MARK = "BNJAX_BENCHMARK_PREPARED"
 ENVIRONMENT = {
@@ -60,7 +61,7 @@ def describe() -> dict[str, Any]:
     from experiments.benchmarks.contestants import PACKAGES  # late: `prepare` is to be quick
 
     return {
-        "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
+        "cpu": {"model": processor(), "count": os.cpu_count()},
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
         "peers": {package: _version(package) for _, package in PACKAGES.values()},
@@ -71,15 +72,6 @@ def describe() -> dict[str, Any]:
 def load() -> float | None:
     """Processes that wanted to run in the last minute, on average; None where not told."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _version(package: str) -> str | None:

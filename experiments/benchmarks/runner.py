@@ -38,7 +38,8 @@ def run(options: Benchmark) -> int:
     settings = choose_settings(module, options)
     out = options.out or Path("runs") / f"benchmark-{options.name}"
     figure = f"{options.name}.png"
-    results.check_destination(out, options.overwrite, figure)
+    files = (results.METRICS, results.CONFIG, results.SUMMARY, figure)
+    results.check_destination(out, options.overwrite, files)
 
     console = make_console()
     started, load = time.monotonic(), machine.load()

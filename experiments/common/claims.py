@@ -7,15 +7,12 @@ by seed, and the mean difference has a t-interval of n - 1 degrees of freedom::
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-HOLDS = "holds"
-IN_PART = "holds in part"  # some of what is claimed does
-FAILS = "does not hold here"
-UNDECIDED = "undecided here"  # the seeds differ too much to tell
-VERDICTS = (HOLDS, IN_PART, FAILS, UNDECIDED)
+from experiments.common.verdicts import CLAIM, FAILS, HOLDS, IN_PART, UNDECIDED, Row
+
 CONFIDENCE = 0.95
 
 
@@ -36,6 +33,15 @@ class Claim(NamedTuple):
     verdict: str  # one of VERDICTS
     test: str  # the rule that made the verdict
     numbers: dict[str, float | list[float]]  # what the rule was given
+
+
+def as_row(claim: Any) -> Row:
+    """A claim whose verdict was made here, as a row of `experiments.common.verdicts`."""
+    if isinstance(claim, Row):
+        return claim
+    numbers = claim.numbers | {"test": claim.test}
+    short = claim.claim[:24]
+    return Row(CLAIM, short, claim.claim, claim.paper, claim.found, (), claim.verdict, numbers)
 
 
 def paired_interval(differences: Sequence[float] | np.ndarray) -> Interval:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common import results
-from experiments.common.claims import VERDICTS
 from experiments.common.errors import UserError
 from experiments.common.settings import DATA, Settings
+from experiments.common.verdicts import CLAIM, KINDS, VERDICTS
 from experiments.registry import EXPERIMENTS, PRESETS, Experiment
 
 MOST_BYTES = 2**26  # of a file; the longest of this project has a hundredth of it
 MOST = 10**7  # of a whole number among the settings
-WORDS = ("claim", "paper", "found", "test")  # of a claim
+WORDS = ("short", "claim", "source", "found", "test")  # of a row
 COUNTS = ("seeds", "steps", "batch_size", "eval_every")
 
 
@@ -41,7 +41,9 @@ def settings_of(path: Path, experiment: Experiment, config: dict[str, Any]) -> S
     name, given = config.get("preset"), config.get("settings")
     if name not in PRESETS or not isinstance(given, dict):
         raise UserError(f"{path}: not the settings of a result")
-    preset = experiment.module.PRESETS[name]
+    preset = experiment.module.PRESETS.get(name)
+    if preset is None:
+        raise UserError(f"{path}: {experiment.name} has no preset {name}")
     usual = dataclasses.asdict(preset)
     for key, value in given.items():
         if key not in usual or not _is_like(value, usual[key]):
@@ -106,7 +108,8 @@ def _is_claim(claim: Any) -> bool:
     return (
         isinstance(claim, dict)
         and all(_is_word(claim.get(key)) for key in WORDS)
-        and claim.get("verdict") in VERDICTS
+        and claim.get("kind") in KINDS
+        and claim.get("verdict") in (VERDICTS if claim["kind"] == CLAIM else ("",))
         and isinstance(claim.get("numbers"), dict)
     )
 

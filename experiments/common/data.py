@@ -12,6 +12,7 @@ from experiments.common.errors import UserError
 DATA_DIR_VARIABLE = "BNJAX_DATA_DIR"
 DATA_SETS = ("digits", "mnist", "cifar10")
 NUM_CLASSES = 10
+VALIDATION = 0.2  # of the training images, where some are held out
 DIGITS_TEST_SIZE = 500  # of 1,797; one test image is then 0.2 percentage points of accuracy
 
 
@@ -29,6 +30,7 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     shape: tuple[int, ...] = ()  # (height, width, channels) of an image, row by row in its pixels
+    validation: Split | None = None  # to choose by, such as a learning rate
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
@@ -92,6 +94,24 @@ def load_cifar10(data_dir: Path | None) -> Dataset:
     train, test = cifar.load_cifar10(data_dir)
     return Dataset(
         "cifar10", _split(_unit(train[0]), train[1]), _split(_unit(test[0]), test[1]), cifar.SHAPE
+    )
+
+
+def hold_out(data: Dataset) -> Dataset:
+    """A part of the training images kept back as `validation`, at random, the same every time."""
+    order = np.random.default_rng(0).permutation(len(data.train.labels))
+    kept = round(VALIDATION * len(order))
+    chosen = [Split(*(array[part] for array in data.train)) for part in np.split(order, [kept])]
+    return data._replace(train=chosen[1], validation=chosen[0])
+
+
+def resplit(data: Dataset, number: int) -> Dataset:
+    """The same images, otherwise divided into training and test set, at random by `number`."""
+    images, labels = (np.concatenate(arrays) for arrays in zip(data.train, data.test, strict=True))
+    order = np.random.default_rng(number).permutation(len(labels))
+    train, test = np.split(order, [len(data.train.labels)])
+    return data._replace(
+        train=Split(images[train], labels[train]), test=Split(images[test], labels[test])
     )
 
 

@@ -152,7 +152,8 @@ def train_seeds(
 
     Yields:
       An evaluation before the first step, after every `eval_every` steps, and after the last. It
-      holds what `evaluate` measures, and `train_loss`, the mean since the evaluation before.
+      holds what `evaluate` measures, `train_loss`, the mean since the evaluation before, and where
+      images are held out (`experiments.common.data.hold_out`) `validation_accuracy`.
     """
     train = _on_device(data.train.images, data.train.labels)
     test = _on_device(data.test.images, data.test.labels)
@@ -163,6 +164,9 @@ def train_seeds(
     states = prepare(jax.vmap(init)(init_keys))
     orders = jnp.zeros((num_seeds, len(train[1])), jnp.int32)  # drawn anew at step 0
 
+    if data.validation is not None:
+        evaluate = _validated(evaluate)
+        test = test, _on_device(*data.validation)
     evaluate_seeds = partial(_evaluate_seeds, evaluate, model, across_seeds)
     options = {
         "loss_fn": _loss_fn(model),
@@ -182,6 +186,20 @@ def train_seeds(
 
 # One program for all trials with the same model, optimizer and sizes.
 _loss_fn = cache(make_loss_fn)
+
+
+@cache
+def _validated(evaluate: Callable[..., Metrics]) -> Callable[..., Metrics]:
+    """Measures on the images held out as well."""
+
+    def both(state: TrainState, test: tuple[Examples, Examples], *, model: nn.Module) -> Metrics:
+        images, labels = test[1]
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits: Any = model.apply(variables, images, train=False)
+        accuracy = jnp.mean(logits.argmax(-1) == labels)
+        return evaluate(state, test[0], model=model) | {"validation_accuracy": accuracy}
+
+    return both
 
 
 _SIZES = ("loss_fn", "num_steps", "batch_size", "shuffle")

@@ -54,9 +54,9 @@ def gradient(state: TrainState, batch: Examples, *, model: nn.Module) -> Any:
 
 
 def evaluate_with_inputs(
-    state: TrainState, test: Examples, *, model: nn.Module, layer: int, unit: int
+    state: TrainState, test: Examples, *, model: nn.Module, layer: int = -1
 ) -> Metrics:
-    """Test metrics, and percentiles over the test set of the input of one activation.
+    """Test metrics, and percentiles over the test set of what the activations of a layer get.
 
     Batch norm uses its running statistics here, as it would in use.
 
@@ -65,16 +65,14 @@ def evaluate_with_inputs(
       test: images (n, pixels) and labels (n,).
       model: the network.
       layer: hidden layer; -1 is the last.
-      unit: unit of that layer.
 
     Returns:
-      `test_accuracy`, `test_loss`, and `input_p15`, `input_p50`, `input_p85`.
+      `test_accuracy`, `test_loss`, and `percentiles` (3, units), the `PERCENTILES`.
     """
     images, labels = test
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     applied: Any = model.apply(variables, images, train=False, mutable=["intermediates"])
     logits, seen = applied
-    inputs = seen["intermediates"]["activation_input"][layer][:, unit]
-    values = jnp.percentile(inputs, jnp.array(PERCENTILES, inputs.dtype))
-    named = {f"input_p{q}": value for q, value in zip(PERCENTILES, values, strict=True)}
-    return test_metrics(logits, labels) | named
+    inputs = seen["intermediates"]["activation_input"][layer]
+    percentiles = jnp.percentile(inputs, jnp.array(PERCENTILES, inputs.dtype), axis=0)
+    return test_metrics(logits, labels) | {"percentiles": percentiles}

@@ -4,6 +4,8 @@ Figures are made without pyplot, so that importing this module picks no window s
 """
 
 import io
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, Locator, NullLocator
 
 from experiments.common.settings import NORMALISED, PLAIN, Settings
+from experiments.common.verdicts import CLAIM, FAILS, HOLDS, IN_PART, MARKS, UNDECIDED, Row
 
 # Okabe and Ito's colours, told apart under the common kinds of colour blindness.
 ORANGE, BLUE, GREY = "#D55E00", "#0072B2", "#5A5A5A"
@@ -23,6 +26,10 @@ GREEN, YELLOW, SKY, PINK = "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 COLORS, STYLES = {PLAIN: ORANGE, NORMALISED: BLUE}, {PLAIN: "--", NORMALISED: "-"}
 COUNT = "{x:,.0f}"  # format of a tick
 WIDTH_INCHES, DPI = 8.5, 200  # 8.5 in shown 850 pixels wide: 10 points are 14 pixels
+# Of a picture of the laboratory: on a telephone, 390 pixels wide, 10 points are 10 pixels. Two
+# panels beside each other at most.
+NARROW_INCHES = 5.4
+BADGES = {HOLDS: GREEN, IN_PART: "#A87400", FAILS: ORANGE, UNDECIDED: "#8C8C8C"}
 # Of a legend on top of a grid.
 OPAQUE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "framealpha": 1}
 STYLE: dict[Any, Any] = {
@@ -70,11 +77,47 @@ def draw_band(
     ax.plot(steps, values.mean(0), color=color, label=label, linestyle=linestyle, linewidth=1.8)
 
 
-def draw_dots(ax: Axes, place: float, values: np.ndarray, color: str) -> None:
+def draw_dots(
+    ax: Axes, place: float, values: np.ndarray, color: str, width: float = 0.7, marker: str = "o"
+) -> None:
     """A dot for each of `values` (seeds,), side by side about x = `place`, and a line: the mean."""
-    beside = place + np.linspace(-0.2, 0.2, len(values))
-    ax.plot(beside, values, "o", color=color, alpha=0.6, markersize=5)
-    ax.hlines(values.mean(), place - 0.35, place + 0.35, color=color, linewidth=2)
+    beside = place + 0.6 * np.linspace(-width / 2, width / 2, len(values))
+    ax.plot(beside, values, marker, color=color, alpha=0.6, markersize=4)
+    half = width / 2
+    ax.hlines(values.mean(), place - half, place + half, color=color, linewidth=2)
+
+
+def narrow(height: float) -> Figure:
+    """A figure for a picture of the laboratory; `frame` adds what stands above and below it."""
+    return Figure(figsize=(NARROW_INCHES, height), layout="constrained")
+
+
+def frame(figure: Figure, title: str, rows: Sequence[Row], note: str) -> None:
+    """Title above, a badge for the verdict of each claim below, and what all of it shows.
+
+    All three stand outside of the figure as it was made, which `save` makes room for.
+    """
+    title = "\n".join(textwrap.wrap(title, 50))
+    figure.text(0.01, 1.02, title, fontsize=12, fontweight="bold", va="bottom", linespacing=1.25)
+    bottom = _draw_badges(figure, [row for row in rows if row.kind == CLAIM])
+    note = "\n".join(textwrap.wrap(note, 80))
+    figure.text(0.01, bottom, note, fontsize=8.5, color=GREY, va="top", linespacing=1.3)
+
+
+def _draw_badges(figure: Figure, rows: Sequence[Row]) -> float:
+    """Badges in lines below the figure; returns where there is room again."""
+    height = 0.27 / figure.get_figheight()
+    x, y = 0.02, -0.5 * height
+    for row in rows:
+        box = {"boxstyle": "round,pad=0.25", "facecolor": BADGES[row.verdict], "edgecolor": "none"}
+        style = {"fontsize": 9, "color": "white", "fontweight": "bold", "va": "top", "bbox": box}
+        text = figure.text(x, y, f"{MARKS[row.verdict]} {row.short}", **style)
+        width = text.get_window_extent().width / figure.bbox.width
+        if x > 0.02 and x + width > 0.99:
+            x, y = 0.02, y - height
+            text.set_position((x, y))
+        x += width + 0.035
+    return y - 1.1 * height if rows else y
 
 
 def headline(figure: Figure, text: str) -> None:
@@ -109,4 +152,5 @@ def stretch_steps(ax: Axes, settings: Settings, locator: Locator) -> None:
 
 def save(figure: Figure, path: Path | io.BytesIO) -> None:
     """Writes `figure` as a PNG on white; the same figure gives the same bytes."""
-    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+    room: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}
+    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None}, **room)

@@ -1,10 +1,13 @@
-"""Reads and writes metrics.jsonl: one JSON object an evaluation, seed and network.
+"""Reads and writes metrics: one JSON object an evaluation, seed and network.
 
 Everything that judges or draws an experiment reads these records and nothing else.
 """
 
+import gzip
+import io
 import json
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +19,7 @@ from experiments.common.errors import UserError
 from experiments.common.results import write_whole
 
 Record = dict[str, Any]
+MOST_BYTES = 2**28  # of records; the most of this project have a hundredth of it
 END = "# sha256 of the lines above: "
 
 
@@ -23,8 +27,13 @@ def per_seed(step: int, network: str, metrics: Mapping[str, np.ndarray]) -> Iter
     """Splits `metrics`, each (seeds,), into one record a seed."""
     num_seeds = len(next(iter(metrics.values())))
     for seed in range(num_seeds):
-        values = {name: float(value[seed]) for name, value in sorted(metrics.items())}
+        values = {name: _short(value[seed]) for name, value in sorted(metrics.items())}
         yield {"network": network, "seed": seed, "step": step} | values
+
+
+def _short(value: Any) -> float:
+    """With the digits that float32 tells apart: records of all results travel with the project."""
+    return float(f"{float(value):.8g}")
 
 
 def to_json(record: Record) -> str:
@@ -47,6 +56,20 @@ def read_part(path: Path) -> str | None:
     return text if end and digest == f"{_digest(text)}\n" else None
 
 
+def write_packed(path: Path, text: str) -> None:
+    """Writes a gzip file; the same text gives the same bytes."""
+    write_whole(path, gzip.compress(text.encode(), mtime=0))
+
+
+def _unpacked(content: bytes) -> bytes:
+    """At most `MOST_BYTES` of it: a few bytes may unpack to any number."""
+    with gzip.open(io.BytesIO(content)) as file:
+        unpacked = file.read(MOST_BYTES + 1)
+    if len(unpacked) > MOST_BYTES:
+        raise ValueError(f"unpacks to more than {MOST_BYTES:,} bytes")
+    return unpacked
+
+
 def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
@@ -55,12 +78,16 @@ def read_records(path: Path) -> list[Record]:
     """Reads what `to_json` wrote, one record a line."""
     hooks: dict[str, Any] = {"parse_constant": _number, "parse_float": _number}
     try:
-        lines = path.read_bytes().decode().split("\n")
+        content = path.read_bytes()
+        content = _unpacked(content) if path.suffix == ".gz" else content
+        lines = content.decode().split("\n")
         records = [json.loads(line, parse_int=_whole, **hooks) for line in lines if line]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON lines ({error})") from None
+    except (EOFError, zlib.error):
+        raise UserError(f"{path}: cut off, or no gzip file") from None
     except RecursionError:
         raise UserError(f"{path}: not JSON lines (nested too deep)") from None
     if not all(isinstance(record, dict) for record in records):

@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 from experiments.common.errors import UserError
 
 METRICS = "metrics.jsonl"
+RECORDS = "records.jsonl.gz"  # the same of an experiment; they travel with the project
 CONFIG = "config.json"
 SUMMARY = "summary.json"
 PARTS, LOCK = "parts", "lock"  # only in a run that is not finished
@@ -26,24 +28,27 @@ PART = ".part"  # ends the name of a file that is being written
 PACKAGES = ("bnjax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "matplotlib")
 
 
-def check_destination(out: Path, overwrite: bool, figure: str) -> None:
-    """Refuses a destination that holds anything, or with `overwrite` anything but a result."""
+def check_destination(out: Path, overwrite: bool, files: Collection[str]) -> None:
+    """Refuses a destination that holds anything, or with `overwrite` anything but a result.
+
+    `files` are those of a finished one.
+    """
     try:
         present = {path.name for path in out.iterdir()} if out.exists() else set()
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; give a folder") from None
     if not present:
         return
-    if present != {METRICS, CONFIG, SUMMARY, figure}:
+    if present != set(files):
         raise UserError(f"--out {out} holds other files than a result; give another folder")
     if not overwrite:
-        found = "a finished" if is_finished(out, figure) else "a damaged"
+        found = "a finished" if is_finished(out, files) else "a damaged"
         raise UserError(f"--out {out} holds {found} result; add --overwrite to replace it")
 
 
-def is_finished(out: Path, figure: str) -> bool:
+def is_finished(out: Path, files: Collection[str]) -> bool:
     """Whether `out` holds a result, with all that belongs to one."""
-    if not all((out / name).is_file() for name in (METRICS, CONFIG, SUMMARY, figure)):
+    if not all((out / name).is_file() for name in files):
         return False
     try:
         summary = read_json(out / SUMMARY)
@@ -161,11 +166,11 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that appears complete or not at all, whatever stops program or machine."""
     part = path.with_name(path.name + PART)
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -195,14 +200,36 @@ def read_json(path: Path) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and the kind of device: what another machine would have to share."""
+    """Versions, device and processor: what another machine would have to share."""
     import jax
 
     devices = jax.devices()
     return {
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "commit": _commit(),
         "device": {"kind": devices[0].device_kind, "count": len(devices)},
+        "processor": processor(),
     }
+
+
+def processor() -> str:
+    """The model, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str | None:
+    """Of the source tree that this is run from; None where there is none."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git
+        return None
+    return found.stdout.strip() or None
 
 
 def _version(package: str) -> str:

@@ -13,7 +13,7 @@ class Settings:
 
     unused: ClassVar[tuple[str, ...]] = ()  # fields that mean nothing to the experiment
     data: str = "digits"
-    seeds: int = 5
+    seeds: int = 10
     steps: int = 4000
     batch_size: int = 60
     learning_rate: float = 0.1
@@ -35,6 +35,11 @@ class Settings:
     def seeds_in_words(self) -> str:
         """Such as "5 seeds"."""
         return "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+
+    @property
+    def steps_in_words(self) -> str:
+        """Such as "300 steps of 60 images, learning rate 0.1"."""
+        return f"{self.steps:,} steps of {self.batch_size:,} images, {self.rate_in_words}"
 
     @property
     def rate_in_words(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 import optax
 
 from experiments.common.data import Dataset
@@ -12,6 +13,8 @@ from experiments.common.metrics import evaluate
 from experiments.common.progress import Reporter
 from experiments.common.records import Record, per_seed
 from experiments.common.settings import Settings
+
+Summarise = Callable[[np.ndarray, dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 class Trial(NamedTuple):
@@ -31,6 +34,7 @@ def training(
     *,
     tags: Mapping[str, Any] | None = None,
     evaluate: Callable[..., Metrics] = evaluate,
+    summarise: Summarise | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     **options: Any,
@@ -44,6 +48,9 @@ def training(
       settings: seeds, steps, batch size and interval of evaluation.
       tags: what tells this trial from others, for `judge` and `draw`; in every record.
       evaluate, options: of `train_seeds`.
+      summarise: makes numbers (seeds,) of what `evaluate` measures that is not one number a seed,
+        by name (evaluations, seeds, ...), and of the steps (evaluations,); they are logged at the
+        end, and what they are made of is not.
       steps, batch_size: in place of those of `settings`.
     """
     steps = settings.steps if steps is None else steps
@@ -61,7 +68,15 @@ def training(
             eval_every=min(settings.eval_every, steps),
             **options,
         )
+        seen: dict[str, list[np.ndarray]] = {}
+        at: list[int] = []
         for step, metrics in evaluations:
+            at.append(step)
+            for key in [key for key, value in metrics.items() if value.ndim > 1]:
+                seen.setdefault(key, []).append(metrics.pop(key))
+            if step == steps and summarise is not None:
+                arrays = {key: np.stack(values) for key, values in seen.items()}
+                metrics |= summarise(np.array(at), arrays)
             for record in per_seed(step, name, metrics):
                 yield record | dict(tags or {})
             if step > 0:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common import contents, results
-from experiments.common.claims import VERDICTS
 from experiments.common.errors import UserError
 from experiments.common.settings import COMMON, Settings
+from experiments.common.verdicts import VERDICTS
 from experiments.registry import EXPERIMENTS, Experiment
 
 COMMITTED = Path(__file__).parents[1] / "results"

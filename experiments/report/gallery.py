@@ -30,9 +30,9 @@ def with_gallery(text: str, found: Sequence[Result], beside: Path) -> str:
 
 
 def _table(run: Result) -> str:
-    rows = [("claim", "paper", "found", "verdict"), ("---",) * 4]
+    rows = [("claim", "source", "found", "verdict"), ("---",) * 4]
     for claim in run.summary["claims"]:
-        rows.append(tuple(claim[key] for key in rows[0]))
+        rows.append((*(claim[key] for key in rows[0][:3]), claim["verdict"] or claim["kind"]))
     return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows) + "\n"
 
 

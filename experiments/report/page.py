@@ -6,14 +6,24 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from experiments.common.claims import FAILS, HOLDS, IN_PART, UNDECIDED
 from experiments.common.errors import UserError
+from experiments.common.verdicts import (
+    CONTROL,
+    FAILS,
+    HOLDS,
+    IDENTITY,
+    IN_PART,
+    MARKS,
+    RULE,
+    UNDECIDED,
+)
 from experiments.registry import Experiment
 from experiments.report.collect import Result, by_experiment, tally
 
 STYLE = Path(__file__).with_name("style.css")
 CLASS = {HOLDS: "holds", IN_PART: "part", FAILS: "fails", UNDECIDED: "undecided"}
-MARK = {HOLDS: "✓", IN_PART: "◐", FAILS: "✗", UNDECIDED: "?"}  # colour is not all that tells
+CLASS |= {CONTROL: "other", IDENTITY: "other"}
+MARK = MARKS | {CONTROL: "–", IDENTITY: "="}
 
 
 def page(found: Sequence[Result]) -> str:
@@ -34,7 +44,7 @@ def page(found: Sequence[Result]) -> str:
 <h1>What batch norm does</h1>
 <p>Claims of the lectures and papers, put to the test by <code>bnjax</code>. A verdict is computed
 from the numbers by the test that stands with it. Intervals are 95&nbsp;% over seeds, which are
-first weights and order of the mini-batches; training and test images are the same for all.</p>
+first weights and order of the mini-batches. A claim {escape(RULE)}.</p>
 <p>{_tally(found)}</p>
 </header>
 <nav><ol>{links}</ol></nav>
@@ -51,8 +61,8 @@ def _tally(found: Sequence[Result]) -> str:
 
 def _link(experiment: Experiment, runs: Sequence[Result]) -> str:
     marks = "".join(
-        f'<span class="{CLASS[claim["verdict"]]}" title="{escape(claim["claim"])}: '
-        f'{claim["verdict"]}">{MARK[claim["verdict"]]}</span>'
+        f'<span class="{CLASS[_outcome(claim)]}" title="{escape(claim["claim"])}: '
+        f'{_outcome(claim)}">{MARK[_outcome(claim)]}</span>'
         for claim in runs[0].summary["claims"]
     )
     name = escape(experiment.name)
@@ -89,7 +99,7 @@ def _comparison(runs: Sequence[Result]) -> str:
 def _cell(claim: dict | None) -> str:
     if claim is None:
         return "<td>–</td>"
-    return f"<td>{_badge(claim['verdict'])}<br>{escape(claim['found'])}</td>"
+    return f"<td>{_badge(_outcome(claim))}<br>{escape(claim['found'])}</td>"
 
 
 def _run(run: Result, first: bool) -> str:
@@ -106,12 +116,17 @@ def _run(run: Result, first: bool) -> str:
 
 def _claim(claim: dict) -> str:
     numbers = json.dumps(claim["numbers"])
-    return f"""<article class="{CLASS[claim["verdict"]]}">
-<h3>{escape(claim["claim"])} {_badge(claim["verdict"])}</h3>
-<dl><dt>paper</dt><dd>{escape(claim["paper"])}</dd><dt>here</dt><dd>{escape(claim["found"])}</dd></dl>
+    return f"""<article class="{CLASS[_outcome(claim)]}">
+<h3>{escape(claim["claim"])} {_badge(_outcome(claim))}</h3>
+<dl><dt>source</dt><dd>{escape(claim["source"])}</dd><dt>here</dt><dd>{escape(claim["found"])}</dd></dl>
 <details><summary>Test and numbers</summary><p>{escape(claim["test"])}</p>
 <pre>{escape(numbers)}</pre></details>
 </article>"""
+
+
+def _outcome(claim: dict) -> str:
+    """The verdict, and of what has none the kind of row."""
+    return claim["verdict"] or claim["kind"]
 
 
 def _badge(verdict: str) -> str:

@@ -135,3 +135,24 @@ def test_bad_downloads_are_named_and_not_kept(mirror, tmp_path):
 def test_no_network_is_one_clear_error():
     with pytest.raises(UserError, match="no --data-dir was given, and MNIST cannot be downloaded"):
         data.load("mnist")
+
+
+def test_images_are_held_out_of_the_training_set():
+    digits = data.load_digits()
+    held = data.hold_out(digits)
+    assert held.validation is not None and len(held.validation.labels) == 259  # a fifth of 1,297
+    assert len(held.train.labels) == 1297 - 259 and held.test is digits.test
+    together = np.concatenate([held.train.images, held.validation.images])
+    np.testing.assert_array_equal(np.sort(together, 0), np.sort(digits.train.images, 0))
+    again = data.hold_out(digits).validation
+    assert again is not None and (again.labels == held.validation.labels).all()
+
+
+def test_the_same_images_divided_otherwise():
+    digits = data.load_digits()
+    one, two = data.resplit(digits, 1), data.resplit(digits, 2)
+    assert len(one.test.labels) == len(digits.test.labels)
+    assert (one.test.labels != two.test.labels).any()
+    sums = [np.sort(np.concatenate([d.train.images, d.test.images]).sum(1)) for d in (digits, one)]
+    np.testing.assert_array_equal(*sums)
+    assert (data.resplit(digits, 1).test.labels == one.test.labels).all()

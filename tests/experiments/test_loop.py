@@ -84,12 +84,14 @@ def test_an_epoch_shows_no_image_twice():
 @cache
 def collect(eval_every: int, num_steps: int = 8, num_seeds: int = 2):
     """Evaluations of a small network with batch norm."""
+    held_out = Split(IMAGES[:8], (LABELS[:8] + 1) % 10)
     data = Dataset("random", Split(IMAGES, LABELS), Split(IMAGES[:8], LABELS[:8]))
+    data = data._replace(validation=held_out if num_seeds == 1 else None)
     return list(
         train_seeds(
             MLP(hidden=(5, 4), batch_norm=True),
             optax.sgd(0.5),
-            partial(evaluate_with_inputs, layer=-1, unit=0),
+            evaluate_with_inputs,
             data,
             num_seeds=num_seeds,
             num_steps=num_steps,
@@ -104,18 +106,23 @@ def test_evaluations_come_at_the_interval_and_at_the_end():
     assert [evaluation.step for evaluation in evaluations] == [0, 3, 6, 8]
     assert "train_loss" not in evaluations[0].metrics
     for evaluation in evaluations[1:]:
+        percentiles = evaluation.metrics.pop("percentiles")
+        assert percentiles.shape == (2, 3, 4)
         assert all(value.shape == (2,) for value in evaluation.metrics.values())
-        low, middle, high = (evaluation.metrics[f"input_p{q}"] for q in (15, 50, 85))
+        low, middle, high = percentiles.swapaxes(0, 1)
         assert (low < middle).all() and (middle < high).all()
 
 
 def test_the_interval_changes_no_weights():
     often, seldom = collect(eval_every=3)[-1], collect(eval_every=8)[-1]
-    for name in ("test_loss", "input_p50"):
+    for name in ("test_loss", "test_accuracy"):
         np.testing.assert_allclose(often.metrics[name], seldom.metrics[name], rtol=1e-5)
 
 
 def test_seeds_differ_and_do_not_depend_on_their_number():
     two, one = collect(8)[-1].metrics, collect(8, num_seeds=1)[-1].metrics
     assert two["test_loss"][0] != two["test_loss"][1]
+    assert "validation_accuracy" not in two
+    # The same images, with other labels: what is right of one is wrong of the other.
+    assert 0 < one["test_accuracy"] <= 1 - one["validation_accuracy"]
     np.testing.assert_allclose(two["test_loss"][:1], one["test_loss"], rtol=1e-5)

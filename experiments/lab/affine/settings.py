@@ -22,5 +22,5 @@ class AffineSettings(Settings):
 
 PRESETS = {
     "quick": AffineSettings("digits", 10, 2000, 60, learning_rate=0.3, eval_every=40),
-    "paper": AffineSettings("mnist", 10, 5000, 60, learning_rate=0.3, eval_every=100),
+    "long": AffineSettings("mnist", 10, 5000, 60, learning_rate=0.3, eval_every=100),
 }

@@ -44,9 +44,7 @@ class BatchSizeSettings(Settings):
 
 PRESETS = {
     "quick": BatchSizeSettings("digits", 5, 200, 64, learning_rate=0.1, eval_every=10),
-    "paper": BatchSizeSettings(
-        "cifar10", 5, 468, 64, learning_rate=0.1, eval_every=78, resnet=True
-    ),
+    "long": BatchSizeSettings("cifar10", 5, 468, 64, learning_rate=0.1, eval_every=78, resnet=True),
 }
 
 

@@ -26,7 +26,7 @@ class CovariateShiftSettings(MLPSettings):
 
 PRESETS = {
     "quick": CovariateShiftSettings(steps=800, batch_size=32, eval_every=100),
-    "paper": CovariateShiftSettings(
+    "long": CovariateShiftSettings(
         data="mnist",
         steps=6000,
         batch_size=60,

@@ -17,7 +17,7 @@ class DepthSettings(TargetSettings):
 
 PRESETS = {
     "quick": DepthSettings(steps=300, eval_every=30),
-    "paper": DepthSettings(
+    "long": DepthSettings(
         data="mnist", steps=1000, eval_every=50, depths=(5, 10, 20, 30, 40, 50), width=100
     ),
 }

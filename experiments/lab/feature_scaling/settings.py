@@ -22,5 +22,5 @@ class FeatureScalingSettings(Settings):
 
 PRESETS = {
     "quick": FeatureScalingSettings("digits", 20, 100_000, 1000, learning_rate=0.75),
-    "paper": FeatureScalingSettings("mnist", 50, 100_000, 10_000, learning_rate=0.75),
+    "long": FeatureScalingSettings("mnist", 50, 100_000, 10_000, learning_rate=0.75),
 }

@@ -24,7 +24,7 @@ class InferenceSettings(MLPSettings):
 
 PRESETS = {
     "quick": InferenceSettings(steps=1000, batch_size=32, eval_every=20),
-    "paper": InferenceSettings(
+    "long": InferenceSettings(
         data="mnist",
         steps=4000,
         batch_size=32,

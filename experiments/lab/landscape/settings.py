@@ -27,5 +27,5 @@ class LandscapeSettings(TargetSettings):
 
 PRESETS = {
     "quick": LandscapeSettings(steps=300, batch_size=64, eval_every=10),
-    "paper": LandscapeSettings(data="cifar10", steps=800, batch_size=64, eval_every=40),
+    "long": LandscapeSettings(data="cifar10", steps=800, batch_size=64, eval_every=40),
 }

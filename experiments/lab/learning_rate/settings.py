@@ -31,9 +31,7 @@ class LearningRateSettings(TargetSettings):
 
 PRESETS = {
     "quick": LearningRateSettings(steps=400, eval_every=10),
-    "paper": LearningRateSettings(
-        data="cifar10", steps=400, batch_size=64, eval_every=20, rates=11
-    ),
+    "long": LearningRateSettings(data="cifar10", steps=400, batch_size=64, eval_every=20, rates=11),
 }
 
 

@@ -29,7 +29,7 @@ class OptimizerSettings(TargetSettings):
 
 PRESETS = {
     "quick": OptimizerSettings(steps=1500, eval_every=10),
-    "paper": OptimizerSettings(data="mnist", steps=5000, eval_every=50, hidden=(100, 100, 100)),
+    "long": OptimizerSettings(data="mnist", steps=5000, eval_every=50, hidden=(100, 100, 100)),
 }
 
 

@@ -20,7 +20,7 @@ class PlacementSettings(TargetSettings):
 
 PRESETS = {
     "quick": PlacementSettings(steps=1000, eval_every=10),
-    "paper": PlacementSettings(data="mnist", steps=5000, eval_every=50, hidden=(100, 100, 100)),
+    "long": PlacementSettings(data="mnist", steps=5000, eval_every=50, hidden=(100, 100, 100)),
 }
 
 

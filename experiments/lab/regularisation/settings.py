@@ -26,7 +26,7 @@ class RegularisationSettings(Settings):
 
 PRESETS = {
     "quick": RegularisationSettings("digits", 10, 500, 64, learning_rate=0.05, eval_every=50),
-    "paper": RegularisationSettings(
+    "long": RegularisationSettings(
         "mnist", 10, 2000, 64, learning_rate=0.05, eval_every=100, images=5000
     ),
 }

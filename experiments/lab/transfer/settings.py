@@ -23,7 +23,7 @@ class TransferSettings(MLPSettings):
 
 PRESETS = {
     "quick": TransferSettings(steps=600, batch_size=32, eval_every=100),
-    "paper": TransferSettings(
+    "long": TransferSettings(
         data="mnist",
         steps=4000,
         batch_size=32,
