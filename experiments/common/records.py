@@ -82,12 +82,12 @@ def read_records(path: Path) -> list[Record]:
         content = _unpacked(content) if path.suffix == ".gz" else content
         lines = content.decode().split("\n")
         records = [json.loads(line, parse_int=_whole, **hooks) for line in lines if line]
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise UserError(f"{path}: cut off, or no gzip file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON lines ({error})") from None
-    except (EOFError, zlib.error):
-        raise UserError(f"{path}: cut off, or no gzip file") from None
     except RecursionError:
         raise UserError(f"{path}: not JSON lines (nested too deep)") from None
     if not all(isinstance(record, dict) for record in records):

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gzip
 import io
 import json
 import os
@@ -14,9 +15,10 @@ import pytest
 
 from experiments.cli import main
 from experiments.common import results
+from experiments.common.results import RECORDS
 
 TWO_STEPS = ["run", "convergence", "--steps", "2", "--eval-every", "1", "--seeds", "2"]
-FILES = {"metrics.jsonl", "config.json", "summary.json", "convergence.png"}
+FILES = {RECORDS, "config.json", "summary.json", "convergence.png"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,7 +34,7 @@ USER_ERRORS = {
     ),
     "no experiment": (["run"], "NAME"),
     "unknown experiment": (["run", "nope"], "'nope'; choose one of: convergence"),
-    "unknown preset": ([*TWO_STEPS, "--preset", "big"], "'big' is not one of quick, paper"),
+    "unknown preset": ([*TWO_STEPS, "--preset", "big"], "'big' is not one of quick, long"),
     "unknown data": ([*TWO_STEPS, "--data", "cats"], "'cats' is not one of digits, mnist, cifar10"),
     "unknown flag": ([*TWO_STEPS, "--colour", "red"], "--colour"),
     "flag without value": (["run", "convergence", "--seeds"], "--seeds"),
@@ -107,7 +109,7 @@ def unread(args: list[str]) -> int:
 
 def test_the_work_goes_on_where_nobody_reads_any_more(finished):
     assert unread([*TWO_STEPS, "--out", "result"]) == 0
-    for file in ("metrics.jsonl", "convergence.png"):
+    for file in (RECORDS, "convergence.png"):
         assert Path("result", file).read_bytes() == (finished[0] / file).read_bytes(), file
     assert unread(["plot", "result"]) == unread(["list"]) == 0
     assert unread(["report", "result", "--out", "page"]) == 0
@@ -145,8 +147,9 @@ def test_list_names_claim_source_data_steps_and_minutes(capsys):
         "convergence",
         "Batch norm trains faster and steadier",
         "Ioffe & Szegedy 2015, section 4.1, Fig. 1",
-        "digits, 5,000 steps, 0.5 min",
-        "MNIST, 50,000 steps, 4 min",
+        "digits, 1,500 steps, 0.7 min",
+        "MNIST, 10,000 steps, 8 min",
+        "MNIST, 50,000 steps, 40 min",
     ]
 
 
@@ -199,9 +202,11 @@ def test_two_steps_make_all_files(finished):
     assert {path.name for path in out.parent.iterdir()} == {"result"}
     assert "verdict" in printed and "compiling" in printed
 
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * 2 * 3  # networks, seeds, evaluations at 0, 1, 2
-    assert set(lines[-1]) >= {"network", "seed", "step", "train_loss", "test_accuracy", "input_p15"}
+    logged = gzip.decompress((out / RECORDS).read_bytes()).decode()
+    lines = [json.loads(line) for line in logged.splitlines()]
+    assert len(lines) == 2 * 5 * 2 * 3  # networks, rates, seeds, evaluations at 0, 1, 2
+    names = {"network", "seed", "step", "train_loss", "test_accuracy", "validation_accuracy"}
+    assert set(lines[-1]) >= names
     config = (out / "config.json").read_text()
     assert json.loads(config)["settings"]["steps"] == 2
     assert str(out.parent) not in config
@@ -213,14 +218,14 @@ def test_two_steps_make_all_files(finished):
 def test_same_command_same_numbers_and_picture(finished, tmp_path):
     """Run over an older result, to see on the way that it is replaced as a whole."""
     shutil.copytree(finished[0], "result")
-    Path("result/metrics.jsonl").write_text("older")
+    Path(f"result/{RECORDS}").write_text("older")
     assert main([*TWO_STEPS, "--out", "result", "--overwrite"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
     for file in FILES - {"summary.json"}:  # which tells the time taken
         assert Path("result", file).read_bytes() == (finished[0] / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("other", [[], ["--learning-rate", "0.2"]], ids=["same", "other settings"])
+@pytest.mark.parametrize("other", [[], ["--batch-size", "50"]], ids=["same", "other settings"])
 def test_a_stopped_run_goes_on_where_it_was(finished, other, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_in_trial(patch, 1, Stopped())
@@ -233,10 +238,10 @@ def test_a_stopped_run_goes_on_where_it_was(finished, other, tmp_path, monkeypat
         assert "1 finished trials of a stopped run with other" in capsys.readouterr().err
     assert main([*TWO_STEPS, "--out", "result", *(["--overwrite"] if other else [])]) == 0
     printed = capsys.readouterr().out
-    assert ("going on: 1 of 2 trials are done" in printed) == (not other)
-    assert ("without batch norm: compiling" in printed) == bool(other)
+    assert ("going on: 1 of 10 trials are done" in printed) == (not other)
+    assert ("without batch norm, rate 0.1: compiling" in printed) == bool(other)
     assert {path.name for path in tmp_path.iterdir()} == {"result"}
-    for file in ("metrics.jsonl", "convergence.png"):
+    for file in (RECORDS, "convergence.png"):
         assert Path("result", file).read_bytes() == (finished[0] / file).read_bytes(), file
 
 
@@ -269,7 +274,7 @@ def test_a_damaged_trial_of_a_stopped_run_is_repeated(damage, stopped, finished,
     assert main([*TWO_STEPS, "--out", "result"]) == 0
     assert "000.jsonl: damaged, that trial is repeated" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"result"}
-    assert Path("result/metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+    assert Path(f"result/{RECORDS}").read_bytes() == (finished[0] / RECORDS).read_bytes()
 
 
 @pytest.mark.parametrize("moment", ["between its renames", "after them"])
@@ -292,15 +297,15 @@ def test_killed_while_an_older_result_is_replaced(moment, finished, tmp_path, mo
     for _ in range(2):
         assert main([*TWO_STEPS, "--out", "result", "--overwrite"]) == 0
         assert [path.name for path in tmp_path.iterdir()] == ["result"]
-    assert Path("result/metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+    assert Path(f"result/{RECORDS}").read_bytes() == (finished[0] / RECORDS).read_bytes()
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "", '{"experiment": 1}', "\udcff" * 2])
 def test_a_damaged_summary_is_no_finished_result(content, finished, capsys):
     shutil.copytree(finished[0], "result")
     Path("result/summary.json").write_bytes(content.encode(errors="surrogateescape"))
-    assert not results.is_finished(Path("result"), "convergence.png")
-    assert results.is_finished(finished[0], "convergence.png")
+    assert not results.is_finished(Path("result"), FILES)
+    assert results.is_finished(finished[0], FILES)
     assert main([*TWO_STEPS, "--out", "result"]) == 2
     assert "holds a damaged result; add --overwrite" in capsys.readouterr().err
 
@@ -331,12 +336,13 @@ def test_plot_draws_the_same_picture_again(finished):
     assert summary.read_text() == judged
 
 
-@pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("file", ["config.json", RECORDS])
 def test_plot_names_a_damaged_file(finished, file, capsys):
     shutil.copytree(finished[0], "result")
     Path("result", file).write_text('{"experiment": 3')
     assert main(["plot", "result"]) == 2
-    assert f"result/{file}: not JSON" in capsys.readouterr().err
+    reason = "not JSON" if file == "config.json" else "cut off, or no gzip file"
+    assert f"result/{file}: {reason}" in capsys.readouterr().err
 
 
 def test_a_finished_result_is_kept(finished, capsys):

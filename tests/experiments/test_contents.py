@@ -1,6 +1,7 @@
 """Results from anywhere: what is damaged in them is named in one line, and nothing is replaced."""
 
 import copy
+import gzip
 import json
 import os
 import random
@@ -12,6 +13,8 @@ import pytest
 from experiments.cli import main
 from experiments.common import contents
 from experiments.common.errors import UserError
+from experiments.common.records import write_packed
+from experiments.common.results import RECORDS
 from experiments.registry import EXPERIMENTS
 from experiments.report.collect import COMMITTED
 
@@ -99,12 +102,29 @@ def test_any_other_value_in_a_file_is_named(command, file, result, capsys):
 
 
 @pytest.mark.parametrize("command", ["plot", "report"])
-@pytest.mark.parametrize("file", ["config.json", "summary.json", "metrics.jsonl"])
+@pytest.mark.parametrize("file", ["config.json", "summary.json", RECORDS])
 @pytest.mark.parametrize("content", FILES)
 def test_any_other_file_is_named(command, file, content, result, capsys):
-    (result / file).write_bytes(FILES[content])
+    inside = FILES[content]
+    (result / file).write_bytes(gzip.compress(inside) if file == RECORDS else inside)
     code = check(command, file, result, capsys, contents_of(result))
-    assert code == (0 if (command, file) == ("report", "metrics.jsonl") else 2)
+    assert code == (0 if (command, file) == ("report", RECORDS) else 2)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x1f\x8b\x08", "cut", "flipped", "bomb"])
+def test_records_that_do_not_unpack_are_named(damage, result, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.common.records.MOST_BYTES", 10**6)
+    file = result / RECORDS
+    whole = bytearray(file.read_bytes())
+    if damage == "cut":
+        damage = bytes(whole[:-20])
+    elif damage == "flipped":
+        whole[len(whole) // 2] ^= 0xFF
+        damage = bytes(whole)
+    elif damage == "bomb":
+        damage = gzip.compress(bytes(10**7))
+    file.write_bytes(damage)
+    assert check("plot", RECORDS, result, capsys, contents_of(result)) == 2
 
 
 @pytest.mark.parametrize("command", ["plot", "report"])
@@ -124,9 +144,8 @@ def test_what_is_no_file_is_named(command, file, result, capsys):
 def test_other_records_are_named(result, finished, capsys):
     """Values, lines and names of records changed at random."""
     rng = random.Random(0)
-    file = result / "metrics.jsonl"
-    whole, codes = file.read_text(), []
-    lines = whole.splitlines()
+    file, codes = result / RECORDS, []
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
     for _ in range(25):
         changed = copy.copy(lines)
         for _ in range(rng.choice((1, 1, len(lines)))):
@@ -135,8 +154,8 @@ def test_other_records_are_named(result, finished, capsys):
             changed[row] = altered(lines[row], place, rng.choice([None, *VALUES]))
         if rng.random() < 0.3:
             changed = changed[: rng.randrange(len(changed))]
-        file.write_text("\n".join(changed))
-        codes.append(check("plot", "metrics.jsonl", result, capsys, contents_of(result)))
+        write_packed(file, "\n".join(changed))
+        codes.append(check("plot", RECORDS, result, capsys, contents_of(result)))
         for name, content in contents_of(finished).items():
             (result / name).write_bytes(content)
     assert codes.count(2) > 10
@@ -144,7 +163,7 @@ def test_other_records_are_named(result, finished, capsys):
 
 def test_what_this_project_wrote_is_legal():
     for experiment in EXPERIMENTS:
-        for folder in (COMMITTED / experiment.name, COMMITTED / "paper" / experiment.name):
+        for folder in (COMMITTED / experiment.name, COMMITTED / "long" / experiment.name):
             assert contents.read_config(folder)[0] == experiment
             assert contents.read_summary(folder)["claims"]
             assert contents.read_seconds(folder) >= 0

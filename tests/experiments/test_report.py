@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.common.claims import FAILS, IN_PART, UNDECIDED, VERDICTS
+from experiments.common.verdicts import FAILS, IN_PART, UNDECIDED, VERDICTS
 from experiments.registry import EXPERIMENTS, PRESETS
 from experiments.report.collect import COMMITTED, collect
 from experiments.report.gallery import with_gallery
@@ -34,7 +34,7 @@ def runs(tmp_path) -> Path:
         shutil.copytree(RUN, tmp_path / "runs" / name)
     config, summary = (tmp_path / "runs/two" / file for file in ("config.json", "summary.json"))
     content = json.loads(config.read_text())
-    content["preset"] = "paper"
+    content["preset"] = "long"
     content["settings"] |= {"data": "mnist", "steps": 123, "learning_rate": 0.5}
     config.write_text(json.dumps(content))
     content = json.loads(summary.read_text())
@@ -80,7 +80,7 @@ def test_the_page_holds_everything_and_loads_nothing(runs, capsys):
     words = " ".join(seen.words)
     for result in collect([runs]):
         for claim in result.summary["claims"]:
-            for key in ("claim", "paper", "found", "verdict", "test"):
+            for key in ("claim", "source", "found", "verdict", "test"):
                 assert claim[key] in words
         assert result.command in words and result.experiment.source in words
     assert "Compare 2 runs" in words
@@ -90,7 +90,7 @@ def test_the_command_makes_the_result_again(runs):
     one, two = collect([runs])
     assert one.command == "python -m experiments run convergence"
     assert two.command == (
-        "python -m experiments run convergence --preset paper --steps 123 --learning-rate 0.5 "
+        "python -m experiments run convergence --preset long --steps 123 --learning-rate 0.5 "
         "--eval-every 20 --data-dir DIR"
     )
 
