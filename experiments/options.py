@@ -83,7 +83,7 @@ class Report:
     out: Annotated[Path, arg(metavar="FILE")] = Path("report.html")
     """The page; written over."""
     gallery: FlagCreatePairsOff[bool] = False
-    """Renew the pictures and tables in experiments/README.md instead."""
+    """Renew the pictures and tables in experiments/README.md and lectures.md instead."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from experiments.common.progress import make_console
 from experiments.options import Report
 from experiments.report.collect import COMMITTED, collect, tally
 from experiments.report.gallery import with_gallery
+from experiments.report.lectures import lectures
 from experiments.report.page import page
 
 RUNS = Path("runs")
 README = COMMITTED.parent / "README.md"
+LECTURES = COMMITTED.parent / "lectures.md"
 
 
 def run(options: Report) -> None:
@@ -28,6 +30,8 @@ def run(options: Report) -> None:
         out, text = options.out, page(found)
     try:
         out.write_text(text, encoding="utf-8")
+        if options.gallery:
+            LECTURES.write_text(lectures(found), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror})") from None
     verdicts = ", ".join(f"{n} {verdict}" for verdict, n in tally(found).items())

@@ -11,12 +11,19 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
+from experiments.common.contents import settings_of
+from experiments.common.records import read_records
+from experiments.common.results import RECORDS
 from experiments.common.verdicts import FAILS, IN_PART, UNDECIDED, VERDICTS
-from experiments.registry import EXPERIMENTS, PRESETS
+from experiments.lectures import LECTURES as LECTURES_IN_ORDER
+from experiments.lectures import SENTENCES
+from experiments.registry import EXPERIMENTS
 from experiments.report.collect import COMMITTED, collect
 from experiments.report.gallery import with_gallery
+from experiments.report.lectures import lectures
 from experiments.report.page import page
-from experiments.report.runner import README
+from experiments.report.runner import LECTURES, README
+from experiments.runner import judge
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -113,17 +120,36 @@ def test_the_gallery_of_the_readme_is_that_of_the_committed_results():
     assert with_gallery(text, collect([COMMITTED]), README.parent) == text, (
         "renew it: python -m experiments report --gallery"
     )
+    assert LECTURES.read_text() == lectures(collect([COMMITTED]))
     pictures = re.findall(r"!\[.*?\]\((results/.*?)\)", text)
     assert pictures and all((README.parent / picture).is_file() for picture in pictures)
 
 
-def test_both_presets_of_every_experiment_are_published_with_five_seeds_and_their_own_settings():
-    published = collect([COMMITTED])
-    assert {(r.experiment.name, r.config["preset"]) for r in published} == {
-        (experiment.name, preset) for experiment in EXPERIMENTS for preset in PRESETS
+def test_every_sentence_of_the_lectures_has_a_program_and_a_row():
+    rows = {
+        (result.experiment.name, row["short"])
+        for result in collect([COMMITTED])
+        for row in result.summary["claims"]
     }
+    assert [s for s in SENTENCES if (s.program, s.row) not in rows] == []
+    assert dict.fromkeys(s.lecture for s in SENTENCES) == dict.fromkeys(LECTURES_IN_ORDER)
+    assert len(SENTENCES) == len({(s.lecture, s.said) for s in SENTENCES}) >= 40
+
+
+def test_every_experiment_is_published_with_its_records_and_its_own_settings():
+    published = collect([COMMITTED])
+    quick = [r.experiment.name for r in published if r.config["preset"] == "quick"]
+    assert quick == [experiment.name for experiment in EXPERIMENTS]
     for result in published:
-        assert result.config["settings"]["seeds"] >= 5
+        assert result.config["settings"]["seeds"] >= 10
+        assert result.config["commit"] and result.config["processor"]
+        records = read_records(result.folder / RECORDS)
+        settings = settings_of(result.folder, result.experiment, result.config)
+        rows = judge(result.experiment, records, settings)
+        shown = [{k: row.as_json()[k] for k in ("short", "verdict")} for row in rows]
+        assert shown == [
+            {k: row[k] for k in ("short", "verdict")} for row in result.summary["claims"]
+        ]
         preset = result.experiment.module.PRESETS[result.config["preset"]]
         settings = json.loads(json.dumps(dataclasses.asdict(preset)))  # tuples become lists
         assert result.config["settings"] | {"data_note": ""} == settings, result.folder
