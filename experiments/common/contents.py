@@ -61,6 +61,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """A summary.json whose claims have their words."""
     path = folder / results.SUMMARY
     summary = _read(path)
+    if not _is_word(summary.get("title")):
+        raise UserError(f"{path}: its title is {_shown(summary.get('title'))}")
     claims = summary.get("claims")
     if not isinstance(claims, list) or not claims or not all(map(_is_claim, claims)):
         raise UserError(f"{path}: its claims are not those of a result")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.report.collect import Result, by_experiment
 
+WIDTH = 540  # pixels, of pictures twice as wide
 BEGIN, END = "<!-- gallery -->", "<!-- end of gallery -->"
 
 
@@ -18,7 +19,7 @@ def gallery(found: Sequence[Result], beside: Path) -> str:
             picture = Path(os.path.relpath(run.picture, beside)).as_posix()
             parts.append(f"**{run.title}**: `{run.command}`\n")
             parts.append(_table(run))
-            parts.append(f"![{experiment.claim}]({picture})\n")
+            parts.append(f'<img src="{picture}" width="{WIDTH}" alt="{run.summary["title"]}">\n')
     return "\n".join(parts)
 
 

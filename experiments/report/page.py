@@ -106,7 +106,7 @@ def _run(run: Result, first: bool) -> str:
     """A run: its picture, its claims, and how to make it again."""
     config = json.dumps(run.config, indent=2)
     return f"""<details class="run"{" open" if first else ""}><summary>{escape(run.title)}</summary>
-<img src="data:image/png;base64,{_base64(run.picture)}" alt="{escape(run.experiment.claim)}">
+<img src="data:image/png;base64,{_base64(run.picture)}" alt="{escape(run.summary["title"])}">
 {"".join(_claim(claim) for claim in run.summary["claims"])}
 <p>Made by</p>
 <pre>{escape(run.command)}</pre>
