@@ -62,6 +62,13 @@ EXPERIMENTS = (
         {"quick": 0.1, "long": 0.2},
     ),
     Experiment(
+        "epsilon",
+        "Epsilon keeps batch norm from dividing by zero",
+        "Batch norm does as well without epsilon here",
+        "Raschka",
+        {"quick": 0.5, "long": 3},
+    ),
+    Experiment(
         "depth",
         "Batch norm keeps gradients from vanishing or exploding",
         "Batch norm does not keep gradients from vanishing or exploding here",
