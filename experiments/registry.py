@@ -49,11 +49,25 @@ EXPERIMENTS = (
         {"quick": 0.5, "long": 30},
     ),
     Experiment(
+        "steadiness",
+        "Training is smoother with batch norm",
+        "Training is not smoother with batch norm here",
+        "Raschka; Ng",
+        {"quick": 0.5, "long": 3},
+    ),
+    Experiment(
         "feature_scaling",
         "Features of unlike scale make a ravine; standardising rounds it",
         "Features of unlike scale make no ravine here",
         "Lee; Ng",
-        {"quick": 0.5, "long": 1},
+        {"quick": 0.1, "long": 0.2},
+    ),
+    Experiment(
+        "epsilon",
+        "Epsilon keeps batch norm from dividing by zero",
+        "Batch norm does as well without epsilon here",
+        "Raschka",
+        {"quick": 0.5, "long": 3},
     ),
     Experiment(
         "depth",
@@ -113,10 +127,10 @@ EXPERIMENTS = (
     ),
     Experiment(
         "landscape",
-        "A smoother loss explains batch norm, not less covariate shift",
+        "Batch norm makes the loss smoother",
         "Batch norm does not make the loss smoother here",
         "Santurkar et al. 2018, Figs. 2-4",
-        {"quick": 0.5, "long": 30},
+        {"quick": 1, "long": 10},
     ),
     Experiment(
         "transfer",

@@ -18,17 +18,13 @@ from experiments.common.loop import one_by_one, train_seeds
 from experiments.common.metrics import evaluate
 from experiments.common.models import MLP
 from experiments.common.norms import batch_norm
-from experiments.lab import affine, batch_size, feature_scaling, regularisation
+from experiments.lab import affine, batch_size, regularisation
 from experiments.lab.affine.identity import undo
 from experiments.lab.affine.networks import evaluate_bias
 from experiments.lab.affine.settings import BOTH, IDENTITY, MOST_ROUNDINGS, NEITHER, REDUNDANT
 from experiments.lab.batch_size.batches import few_classes
 from experiments.lab.batch_size.networks import make_norm
 from experiments.lab.batch_size.settings import BATCH, GROUP, RENORM, VIRTUAL, trial_name
-from experiments.lab.feature_scaling.bowl import Bowl, largest_stable_rate
-from experiments.lab.feature_scaling.problem import prepare
-from experiments.lab.feature_scaling.settings import INPUTS
-from experiments.lab.feature_scaling.verdict import arrival
 from experiments.lab.regularisation.settings import (
     LARGE,
     PLAIN_LARGE,
@@ -58,59 +54,6 @@ def made_up(
 
 def verdicts(module, records) -> list[str]:
     return [claim.verdict for claim in module.judge(records, module.PRESETS["quick"])]
-
-
-# feature_scaling
-
-
-def bowl_and_start(rng, scale: float = 30.0):
-    x = rng.standard_normal((50, 2)) * (1, scale)
-    return Bowl(x, rng.standard_normal(50)), rng.standard_normal(2)
-
-
-def test_the_bowl_is_the_loss(rng):
-    x, t = rng.standard_normal((50, 2)), rng.standard_normal(50)
-    bowl = Bowl(x, t)
-
-    def loss(w):
-        return ((x @ w - t) ** 2).mean() / 2
-
-    best, *_ = np.linalg.lstsq(x, t, rcond=None)
-    w = rng.standard_normal(2)
-    np.testing.assert_allclose(bowl.best, best)
-    np.testing.assert_allclose(bowl.excess(w) * bowl.gain, loss(w) - loss(best))
-    first, second = bowl.descend(w, 0.1, 1)
-    np.testing.assert_array_equal(first, w)
-    np.testing.assert_allclose(second, w - 0.1 * x.T @ (x @ w - t) / 50)
-
-
-def test_the_rate_found_by_trying_is_two_by_the_largest_eigenvalue(rng):
-    bowl, first = bowl_and_start(rng)
-    found = largest_stable_rate(bowl, first)
-    np.testing.assert_allclose(found, 2 / np.linalg.eigvalsh(bowl.hessian)[-1], rtol=0.01)
-
-
-@pytest.mark.parametrize("inputs", INPUTS[1:])
-def test_prepared_inputs_are_standardised(inputs, rng):
-    x = prepare(inputs, rng.uniform(0, 1, (500, 2)) * (1, 100))
-    np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(x.std(0), 1, rtol=1e-3)
-
-
-def ravine(condition: float, rate: float, arrived: float | None, network: str) -> list[dict]:
-    records = made_up(network, condition_number=condition, stable_rate=rate)
-    return [record | {"arrived": arrived} for record in records]
-
-
-def test_feature_scaling_holds_or_does_not():
-    raw, standardised, normalised = INPUTS
-    long, round_ = (1e4, 1e-3, None), (2.0, 1.0, 10.0)
-    good = ravine(*long, raw) + ravine(*round_, standardised) + ravine(*round_, normalised)
-    bad = ravine(*round_, raw) + ravine(*long, standardised) + ravine(*round_, normalised)
-    assert verdicts(feature_scaling, good) == [HOLDS] * 4
-    assert verdicts(feature_scaling, bad) == [FAILS] * 4
-    # What has not arrived counts as arrived at the last step.
-    np.testing.assert_array_equal(arrival(good, raw), [100] * len(SEEDS))
 
 
 # affine

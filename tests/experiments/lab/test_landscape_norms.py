@@ -1,4 +1,4 @@
-"""Batch norm by the mean absolute or the largest deviation, of the experiment on landscapes."""
+"""Batch norm with noise after it, and by the mean absolute or the largest deviation."""
 
 import math
 
@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 import bnjax
-from experiments.lab.landscape.lp_norm import LpBatchNorm, lp_batch_norm
+from experiments.lab._landscape_norms import (
+    LpBatchNorm,
+    NoisyBatchNorm,
+    disturb,
+    lp_batch_norm,
+)
 from tests._derivatives import check_derivatives
 
 MEASURES = {1: lambda d: np.abs(d).mean(0), math.inf: lambda d: np.abs(d).max(0)}
@@ -63,3 +68,24 @@ def test_a_batch_of_images_in_half_precision():
     assert {v.dtype.name for v in updated["batch_stats"]["stats"]} == {"float32", "int32"}
     mean = np.abs(np.asarray(y, np.float32)).mean((0, 1, 2))
     np.testing.assert_allclose(mean, 1, rtol=1e-2)
+
+
+def test_the_noise_has_another_mean_and_scale_in_each_channel_and_step():
+    y = np.random.default_rng(0).normal(size=(3000, 6)).astype(np.float32)
+    first, second = (np.asarray(disturb(jax.random.key(k), jnp.asarray(y))) for k in (0, 1))
+    for z in (first, second):
+        assert np.all(np.abs(z.mean(0)) < 0.55) and np.abs(z.mean(0)).max() > 0.1
+        assert np.all((z.std(0) > 0.95) & (z.std(0) < 1.3)) and z.std(0).max() > 1.05
+    assert np.abs(first.mean(0) - second.mean(0)).max() > 0.1
+
+
+def test_noise_is_of_training_only_and_new_at_every_step():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+    train, evaluate = (NoisyBatchNorm(use, momentum=0.9) for use in (False, True))
+    variables = train.init(jax.random.key(0), x)
+    once, updated = train.apply(variables, x, mutable=["batch_stats"])
+    again, _ = train.apply(variables, x, mutable=["batch_stats"])
+    later, _ = train.apply({**variables, **updated}, x, mutable=["batch_stats"])
+    np.testing.assert_array_equal(once, again)
+    assert np.abs(once - later).max() > 0.01
+    np.testing.assert_allclose(np.asarray(evaluate.apply(variables, x)), x, rtol=1e-4)
