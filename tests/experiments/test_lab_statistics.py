@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from bnjax.training import TrainState
 from experiments.common.claims import FAILS, HOLDS, UNDECIDED
 from experiments.common.data import Dataset, Split
 from experiments.common.errors import UserError
@@ -18,10 +17,7 @@ from experiments.common.loop import one_by_one, train_seeds
 from experiments.common.metrics import evaluate
 from experiments.common.models import MLP
 from experiments.common.norms import batch_norm
-from experiments.lab import affine, batch_size, feature_scaling, regularisation
-from experiments.lab.affine.identity import undo
-from experiments.lab.affine.networks import evaluate_bias
-from experiments.lab.affine.settings import BOTH, IDENTITY, MOST_ROUNDINGS, NEITHER, REDUNDANT
+from experiments.lab import batch_size, feature_scaling, regularisation
 from experiments.lab.batch_size.batches import few_classes
 from experiments.lab.batch_size.networks import make_norm
 from experiments.lab.batch_size.settings import BATCH, GROUP, RENORM, VIRTUAL, trial_name
@@ -111,42 +107,6 @@ def test_feature_scaling_holds_or_does_not():
     assert verdicts(feature_scaling, bad) == [FAILS] * 4
     # What has not arrived counts as arrived at the last step.
     np.testing.assert_array_equal(arrival(good, raw), [100] * len(SEEDS))
-
-
-# affine
-
-
-def test_undoing_the_normalisation_is_exact_to_rounding(rng):
-    assert 0 < undo(rng.normal(3, 2, (64, 20)).astype(np.float32)) < MOST_ROUNDINGS
-
-
-def test_a_bias_before_batch_norm_has_no_gradient_but_one_without_has():
-    # Of data of its own: what is left of the gradient is rounding, 3e-6 to 2e-5 in twelve sets.
-    images = np.random.default_rng(0).uniform(0, 1, (40, 6))
-    data = (jnp.asarray(images, jnp.float32), jnp.arange(40) % 10)
-    for after, limit in ((False, 5e-5), (True, None)):
-        model = MLP((5, 5), batch_norm=True, use_bias=True, after_activation=after)
-        variables = model.init(jax.random.key(0), data[0], train=False)
-        state = TrainState.create(tx=optax.sgd(0.1), **variables)
-        share = evaluate_bias(state, data, model=model)["bias_gradient"]
-        assert share < limit if limit else share > 1e-3
-
-
-def affine_records(better: bool, roundings: float, gradient: float, apart: float) -> list[dict]:
-    good, bad = {"test_accuracy": 0.98, "train_loss": 0.01}, {"test_accuracy": 0.9, "train_loss": 1}
-    both, neither = (good, bad) if better else (bad, good)
-    redundant = both | {"train_loss": both["train_loss"] * (1 + apart), "bias_gradient": gradient}
-    return [
-        *made_up(BOTH, **both),
-        *made_up(NEITHER, **neither),
-        *made_up(REDUNDANT, **redundant),
-        *made_up(IDENTITY, steps=(0,), roundings=roundings),
-    ]
-
-
-def test_affine_holds_or_does_not():
-    assert verdicts(affine, affine_records(True, 3.0, 1e-6, 1e-6)) == [HOLDS] * 5
-    assert verdicts(affine, affine_records(False, 50.0, 1e-2, 0.1)) == [FAILS] * 5
 
 
 # regularisation
