@@ -66,14 +66,14 @@ EXPERIMENTS = (
         "Before or after the activation, batch norm works",
         "Before or after the activation, batch norm does not always work here",
         "Lee; Raschka",
-        {"quick": 0.5, "long": 7},
+        {"quick": 0.75, "long": 11},
     ),
     Experiment(
         "affine",
         "Scale and shift give back what normalising takes",
         "Scale and shift give nothing back here",
         "Lee; Ng; Raschka",
-        {"quick": 0.5, "long": 5},
+        {"quick": 0.5, "long": 10},
     ),
     Experiment(
         "trained_affine",
@@ -87,14 +87,14 @@ EXPERIMENTS = (
         "Scale and shift alone train a network of random weights",
         "Scale and shift alone do not train a network of random weights here",
         "Frankle, Schwab & Morcos 2021",
-        {"quick": 0.5, "long": 10},
+        {"quick": 0.75, "long": 10},
     ),
     Experiment(
         "optimizers",
         "Scale and shift learn under every optimizer",
         "Scale and shift do not learn under every optimizer here",
         "Ng",
-        {"quick": 0.5, "long": 3},
+        {"quick": 0.75, "long": 12},
     ),
     Experiment(
         "regularisation",

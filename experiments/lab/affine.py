@@ -85,7 +85,7 @@ class Settings(CommonSettings):
 
 PRESETS = {
     "quick": Settings(steps=600, eval_every=20),
-    "long": Settings(data="mnist", steps=2500, eval_every=100, hidden=(100, 100, 100)),
+    "long": Settings(data="mnist", steps=1500, eval_every=100, hidden=(100, 100, 100)),
 }
 
 

@@ -67,7 +67,7 @@ class Settings(TargetSettings):
 
 PRESETS = {
     "quick": Settings(steps=400, eval_every=5),
-    "long": Settings(data="mnist", steps=2000, eval_every=20, hidden=(100, 100, 100)),
+    "long": Settings(data="mnist", steps=500, eval_every=25),
 }
 
 
@@ -234,7 +234,7 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
 
 
 def _label_accuracy(ax: Axes, settings: Settings, column: int) -> None:
-    stretch_steps(ax, settings, LogLocator(subs=(1, 2, 5), numticks=6))
+    stretch_steps(ax, settings, LogLocator(subs=(1, 3)))
     ax.axhline(settings.target_accuracy, color=GREY, linewidth=0.9, linestyle=":")
     ax.set_yscale("logit")
     ax.set_ylim(0.07, 0.993)

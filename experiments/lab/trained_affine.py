@@ -91,7 +91,7 @@ class Settings(CommonSettings):
 
 PRESETS = {
     "quick": Settings(steps=600, eval_every=20),
-    "long": Settings(data="mnist", steps=3000, eval_every=100, width=32),
+    "long": Settings(data="mnist", steps=2000, eval_every=100, width=32),
 }
 
 
