@@ -9,9 +9,9 @@ training an equivalent number of randomly chosen parameters elsewhere in the net
 of the random features" is disabled.
 
 Counted as disabled is a unit that no test image gets through its ReLU, or whose scale is below 0.01
-in size. Here networks are small and trained for seconds (1,024 units would take a good half hour
-on two cores); the paper's own setting, ResNets of up to
-hundreds of layers on CIFAR-10, would need weeks on two cores.
+in size. Here networks are small and trained for seconds: with 1,024 units a layer they would take
+a good half hour on two cores, and the paper's own setting, ResNets of up to hundreds of layers on
+CIFAR-10, weeks.
 """
 
 from collections.abc import Callable, Sequence

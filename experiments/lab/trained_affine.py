@@ -85,7 +85,7 @@ class Settings(CommonSettings):
     """Settings of all classifiers; all hidden layers have as many units."""
 
     unused: ClassVar[tuple[str, ...]] = ("learning_rate",)
-    rates: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
+    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     width: int = 16  # narrow: a network that can fit everything is not short of capacity
 
 
