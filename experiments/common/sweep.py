@@ -54,6 +54,12 @@ def by_accuracy(records: Sequence[Record], trial: str) -> np.ndarray:
     return np.nan_to_num(final(records, trial, VALIDATION))
 
 
+def by_fit(records: Sequence[Record], trial: str) -> np.ndarray:
+    """Training loss over the last tenth of training, -log; the least of all where it diverged."""
+    with np.errstate(divide="ignore"):
+        return np.nan_to_num(-np.log(final(records, trial, "train_loss")), nan=-np.inf)
+
+
 def by_speed(target: float) -> Score:
     """How soon the images held out are classified as well as `target`, -log(steps)."""
 

@@ -1,4 +1,4 @@
-"""Judges of learning_rate, depth, placement and optimizers on made-up records; their arithmetic."""
+"""Judges of learning_rate and depth on made-up records; their arithmetic."""
 
 from functools import partial
 from itertools import product
@@ -18,19 +18,13 @@ from experiments.common.models import ACTIVATIONS
 from experiments.common.rates import SGD, at_rate
 from experiments.common.records import without_nan
 from experiments.common.settings import NETWORKS, NORMALISED, PLAIN
-from experiments.lab import depth, learning_rate, optimizers, placement
+from experiments.lab import depth, learning_rate
 from experiments.lab.depth.gradients import gradient_norms, norms
 from experiments.lab.depth.networks import DeepNet
 from experiments.lab.depth.settings import DepthSettings, gradient_name
 from experiments.lab.depth.settings import trial_name as depth_name
 from experiments.lab.learning_rate.settings import RELU, SIGMOID, LearningRateSettings
 from experiments.lab.learning_rate.settings import trial_name as rate_name
-from experiments.lab.optimizers.networks import moves
-from experiments.lab.optimizers.settings import OPTIMIZERS
-from experiments.lab.optimizers.settings import trial_name as optimizer_name
-from experiments.lab.placement.networks import enlarge
-from experiments.lab.placement.settings import AFTER, PLACES, STARTS, USUAL, PlacementSettings
-from experiments.lab.placement.settings import trial_name as place_name
 
 SEEDS, STEPS = 4, (0, 50, 100)
 
@@ -240,102 +234,6 @@ def written_out(kernels, params, images, labels, batch_norm) -> float:
     return float(np.mean(np.log(np.exp(logits).sum(1)) - chosen))
 
 
-# placement
-
-
-def placement_records(final: dict, reached: dict, seeds: int = SEEDS) -> list[dict]:
-    kinds = product(ACTIVATIONS, PLACES, STARTS)
-    records = []
-    for activation, place, start in kinds:
-        name = place_name(activation, place, start)
-        records += history(name, final[place], reached[place], seeds)
-    return records
-
-
-def places(none, before, after) -> dict:
-    return dict(zip(PLACES, (none, before, after), strict=True))
-
-
-@pytest.mark.parametrize(
-    "final, reached, expected",
-    [
-        ((0.95, 0.99, 0.98), (100, 50, 50), [HOLDS, HOLDS, HOLDS, HOLDS]),
-        ((0.95, 0.98, 0.99), (100, 50, 100), [HOLDS, FAILS, FAILS, FAILS]),
-        ((0.1, 0.95, 0.1), (0, 50, 0), [HOLDS, FAILS, HOLDS, HOLDS]),
-        ((0.95, 0.1, 0.1), (50, 0, 0), [FAILS, FAILS, FAILS, FAILS]),
-    ],
-)
-def test_placement(final, reached, expected):
-    settings = PlacementSettings(steps=100)
-    records = placement_records(places(*final), places(*reached))
-    assert verdicts(placement, records, settings) == expected
-
-
-def test_a_place_that_suits_some_activations_holds_in_part():
-    settings = PlacementSettings(steps=100)
-    records = placement_records(places(0.95, 0.95, 0.95), places(100, 50, 50))
-    slow = place_name("tanh", AFTER, USUAL)
-    records = [r for r in records if r["network"] != slow] + history(slow, 0.95, 100)
-    assert verdicts(placement, records, settings)[:2] == [HOLDS, IN_PART]
-
-
-def test_enlarge_spares_all_but_the_hidden_weights():
-    dense = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    norm = {"scale": jnp.ones(2)}
-    params = {"Dense_0": dense, "Dense_1": dense, "Dense_2": dense, "BatchNorm_0": norm}
-    states = TrainState.create(params=params, tx=SGD)
-    larger = {"kernel": jnp.full((2, 2), 16.0), "bias": jnp.ones(2)}
-    expected = params | {"Dense_0": larger, "Dense_1": larger}
-    found = enlarge(16.0, 2)(states).params
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-# optimizers
-
-
-def optimizer_records(accuracy: tuple, reached: tuple, moved: float, seeds: int = SEEDS):
-    records = []
-    for optimizer in OPTIMIZERS:
-        plain, normalised = (optimizer_name(optimizer, n) for n in NETWORKS)
-        records += history(plain, accuracy[0], reached[0], seeds)
-        moved_by = {"moved_scale": moved, "moved_bias": moved}
-        records += history(normalised, accuracy[1], reached[1], seeds, **moved_by)
-    return records
-
-
-@pytest.mark.parametrize(
-    "accuracy, reached, moved, expected",
-    [
-        ((0.95, 0.97), (100, 50), 0.2, [HOLDS, HOLDS, HOLDS]),
-        ((0.95, 0.948), (100, 100), 0.001, [FAILS, HOLDS, FAILS]),  # within the margin
-        ((0.95, 0.94), (50, 100), 0.0, [FAILS, FAILS, FAILS]),
-        ((0.95, float("nan")), (50, 50), float("nan"), [FAILS, FAILS, FAILS]),
-    ],
-)
-def test_optimizers(accuracy, reached, moved, expected):
-    assert verdicts(optimizers, optimizer_records(accuracy, reached, moved)) == expected
-
-
-def test_one_optimizer_that_leaves_the_scale_makes_it_part():
-    records = optimizer_records((0.95, 0.97), (100, 50), 0.2)
-    for record in records:
-        if record["network"] == optimizer_name("Adam", NORMALISED):
-            record["moved_scale"] = 0.0
-    assert verdicts(optimizers, records)[0] == IN_PART
-
-
-def test_moves_are_root_mean_squares_over_all_layers():
-    params = {
-        "BatchNorm_0": {"scale": jnp.array([1.0, 4.0]), "bias": jnp.array([0.0, 0.0])},
-        "BatchNorm_1": {"scale": jnp.array([1.0, -3.0]), "bias": jnp.array([2.0, 0.0])},
-        "Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.full(2, 9.0)},
-    }
-    found = moves(params)
-    np.testing.assert_allclose(found["moved_scale"], 2.5)  # sqrt((9 + 16) / 4)
-    np.testing.assert_allclose(found["moved_bias"], 1.0)
-    assert moves({"Dense_0": params["Dense_0"]}) == {}
-
-
 # What they share
 
 
@@ -343,11 +241,6 @@ NAN = float("nan")
 DIVERGED = {
     learning_rate: (sweep_records(tops(0.0, 0.0, 0.0, 0.0), 1), RATES),
     depth: (depth_records(both(0.0, NAN), both(0.1, NAN), 1), DEPTHS),
-    placement: (
-        placement_records(places(NAN, 0.1, 0.1), places(0, 0, 0), 1),
-        PlacementSettings(steps=100),
-    ),
-    optimizers: (optimizer_records((0.95, NAN), (50, 50), NAN, 1), optimizers.PRESETS["quick"]),
 }
 
 

@@ -126,3 +126,19 @@ def test_seeds_differ_and_do_not_depend_on_their_number():
     # The same images, with other labels: what is right of one is wrong of the other.
     assert 0 < one["test_accuracy"] <= 1 - one["validation_accuracy"]
     np.testing.assert_allclose(two["test_loss"][:1], one["test_loss"], rtol=1e-5)
+
+
+def test_seeds_one_by_one_are_seeds_side_by_side(rng):
+    split = Split(rng.uniform(0, 1, (24, 4)).astype(np.float32), np.arange(24, dtype=np.int32) % 3)
+    data = Dataset("made up", split, split, (2, 2, 1))
+    model = MLP((6,), 3, batch_norm=True, norm=batch_norm(), activation=nn.relu)
+    sizes: dict[str, Any] = {"num_seeds": 2, "num_steps": 5, "batch_size": 8, "eval_every": 3}
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    for one, other in zip(
+        train_seeds(model, optimizer, evaluate, data, **sizes),
+        train_seeds(model, optimizer, evaluate, data, across_seeds=one_by_one, **sizes),
+        strict=True,
+    ):
+        assert one.step == other.step and one.metrics.keys() == other.metrics.keys()
+        for metric, values in one.metrics.items():
+            np.testing.assert_allclose(other.metrics[metric], values, rtol=1e-4)

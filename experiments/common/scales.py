@@ -1,0 +1,37 @@
+"""What scales and shifts of norms have become, in a few numbers a layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from matplotlib.axes import Axes
+
+from experiments.common.loop import Metrics
+from experiments.common.records import Record, series
+
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def norm_names(params: dict[str, Any]) -> list[str]:
+    """The names of the batch norms of an `experiments.common.models.MLP`, first layer first."""
+    return sorted(name for name in params if name.startswith("BatchNorm"))
+
+
+def percentiles(name: str, values: jax.Array) -> Metrics:
+    """The `PERCENTILES` of `values` (units,), such as `scale_5`."""
+    return {f"{name}_{q}": jnp.percentile(values, jnp.float32(q)) for q in PERCENTILES}
+
+
+def draw_percentiles(
+    ax: Axes, place: float, records: Sequence[Record], trial: str, name: str, color: str, **kw: Any
+) -> None:
+    """All but a tenth of the values as a line, the middle half as a bar, the median as a dot.
+
+    That is after the last step, the mean over seeds; `kw` are options of the dot.
+    """
+    numbers = [series(records, trial, f"{name}_{q}")[1][:, -1].mean() for q in PERCENTILES]
+    low, quarter, middle, upper, high = numbers
+    ax.vlines(place, low, high, color=color, linewidth=1.5)
+    ax.vlines(place, quarter, upper, color=color, linewidth=7, alpha=0.5)
+    ax.plot(place, middle, **{"marker": "o", "color": color, "markersize": 6} | kw)
