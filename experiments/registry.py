@@ -98,7 +98,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "inference",
-        "Running averages stand in for the batch at test time",
+        "At test, running averages stand in for the batch",
         "Running averages do not stand in for the batch here",
         "Lee; Ng; Wu & Johnson 2021",
         {"quick": 0.5, "long": 1.5},

@@ -1,4 +1,4 @@
-"""Inference, covariate shift, transfer and landscape: their formulas, and their verdicts."""
+"""Covariate shift, transfer and landscape: their formulas, and their verdicts."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,12 @@ from experiments.common.models import MLP
 from experiments.common.population import (
     evaluated,
     over_seeds,
-    over_seeds_and_batches,
     running_accuracy,
 )
 from experiments.common.settings import NORMALISED, PLAIN
-from experiments.lab import covariate_shift, inference, landscape, transfer
+from experiments.lab import covariate_shift, landscape, transfer
 from experiments.lab.covariate_shift.paint import paint
 from experiments.lab.covariate_shift.settings import PAINTS, SHIFTS
-from experiments.lab.inference.batches import batch_accuracy, by_class
-from experiments.lab.inference.settings import BATCH, ONE_CLASS, RECALIBRATED, RUNNING, SHUFFLED
 from experiments.lab.landscape.explore import along_gradient, layers
 from experiments.lab.landscape.explore import covariate_shift as shift_of
 from experiments.lab.landscape.networks import NoisyBatchNorm, disturb
@@ -90,69 +87,6 @@ def networks():
 
     # Weights of either sign, and positive variances.
     return model, {"params": draw("params", -1.5), "batch_stats": draw("batch_stats", 0.5)}
-
-
-def test_all_seeds_at_once_give_what_each_alone_gives(networks):
-    model, variables = networks
-    images = np.random.default_rng(0).normal(size=(SEEDS, 23, 6)).astype(np.float32)
-    parts = [images[:, :5], images[:, 5:]]
-    options = {"weight": 0.3, "call": evaluated}
-    together = adapt(model, variables, parts, transform=over_seeds_and_batches, **options)
-    for seed in (0, 2):
-        own = jax.tree.map(lambda v, seed=seed: v[seed], variables)
-        alone = adapt(model, own, [part[seed] for part in parts], **options)
-        jax.tree.map(
-            lambda m, o, seed=seed: np.testing.assert_allclose(m[seed], o, atol=1e-6),
-            together["batch_stats"],
-            alone["batch_stats"],
-        )
-
-
-# inference
-
-
-def test_accuracy_by_batch_is_that_of_each_batch_by_itself(networks):
-    model, variables = networks
-    rng = np.random.default_rng(1)
-    split = Split(rng.normal(size=(11, 6)).astype(np.float32), rng.integers(0, 10, 11))
-    found = batch_accuracy(model, variables, split, 4)
-    for seed in range(SEEDS):
-        own = jax.tree.map(lambda v, seed=seed: v[seed], variables)
-        logits = [
-            model.apply(own, split.images[i : i + 4], train=True, mutable=["batch_stats"])[0]
-            for i in (0, 4)
-        ]
-        expected = np.mean(np.concatenate(logits).argmax(-1) == split.labels[:8])
-        assert found[seed] == pytest.approx(expected)
-
-
-def test_batches_of_one_class():
-    split = Split(np.arange(50, dtype=np.float32)[:, None], np.arange(50) % 10)
-    chosen = by_class(split, 2)  # 5 images a class: the last one fills no batch
-    pairs = chosen.labels.reshape(-1, 2)
-    assert len(chosen.labels) == 40 and np.all(pairs[:, 0] == pairs[:, 1])
-    np.testing.assert_array_equal(chosen.images[:, 0] % 10, chosen.labels)
-
-
-def inference_records(running, fresh, batch_of_2, batch_of_all, one_class, early=0.5) -> list[dict]:
-    records = []
-    for step, value in ((0, 0.1), (100, early), (1000, running)):
-        records += records_of(RUNNING, step, value)
-        records += records_of(BATCH, step, 0.9)
-    for step, value in ((0, 0.1), (100, 0.9), (1000, fresh)):
-        records += records_of(RECALIBRATED, step, value)
-    for size, value in ((2, batch_of_2), (500, batch_of_all)):
-        records += records_of(SHUFFLED, size, value)
-    return records + records_of(ONE_CLASS, 2, one_class)
-
-
-def test_inference_holds_or_fails():
-    good = inference_records(0.98, 0.98, 0.5, 0.98, 0.1)
-    assert verdicts(inference, good) == [HOLDS] * 5
-    bad = inference_records(0.8, 0.9, 0.9, 0.98, 0.9, early=0.95)
-    assert verdicts(inference, bad) == [FAILS] * 5
-    assert verdicts(inference, good, seeds=1) == [UNDECIDED] * 5
-    assert verdicts(inference, diverged(good)) == [FAILS] * 5
 
 
 # covariate_shift
