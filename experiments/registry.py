@@ -104,6 +104,13 @@ EXPERIMENTS = (
         {"quick": 0.5, "long": 1.5},
     ),
     Experiment(
+        "running_average",
+        "The weight p of the running averages hardly matters",
+        "The weight p of the running averages does matter here",
+        "Long; Lee; Ng; Wu & Johnson 2021",
+        {"quick": 0.5, "long": 5},
+    ),
+    Experiment(
         "covariate_shift",
         "Statistics adapted to new data restore the accuracy",
         "Statistics adapted to new data do not restore the accuracy here",
