@@ -108,13 +108,13 @@ EXPERIMENTS = (
         "The weight p of the running averages hardly matters",
         "The weight p of the running averages does matter here",
         "Long; Lee; Ng; Wu & Johnson 2021",
-        {"quick": 0.5, "long": 5},
+        {"quick": 0.5, "long": 6},
     ),
     Experiment(
         "covariate_shift",
-        "Statistics adapted to new data restore the accuracy",
-        "Statistics adapted to new data do not restore the accuracy here",
-        "Ng; Li et al. 2016",
+        "Statistics adapted to new data help",
+        "Statistics adapted to new data do not help here",
+        "Ng; Li et al. 2016; Schneider et al. 2020",
         {"quick": 0.5, "long": 1.5},
     ),
     Experiment(

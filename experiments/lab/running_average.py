@@ -22,7 +22,7 @@ Both are of the means of all hidden units, in standard deviations of each unit, 
 over units. The exact moments under the weights of every step are those of `probe` images, which
 the lag is the same for; those that the averages are compared with, and that "recalibrated" stands
 for, are of up to `images`. The lectures leave out that the averages start at 0 and 1 (unless they
-are corrected, `BatchNorm(debias=True)`), and name no p.
+are corrected, `BatchNorm(debias=True)`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -92,7 +92,7 @@ PRESETS = {
     "quick": Settings(steps=2000, batch_size=32, eval_every=40),
     "long": Settings(
         data="mnist",
-        steps=3000,
+        steps=2000,
         batch_size=32,
         eval_every=50,
         hidden=(100, 100, 100),

@@ -1,23 +1,15 @@
-"""Covariate shift, transfer and landscape: their formulas, and their verdicts."""
+"""Transfer and landscape: their formulas, and their verdicts."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnjax.training import adapt
 from experiments.common.claims import FAILS, HOLDS, UNDECIDED, Interval, verdict_same
 from experiments.common.data import Dataset, Split
 from experiments.common.models import MLP
-from experiments.common.population import (
-    evaluated,
-    over_seeds,
-    running_accuracy,
-)
 from experiments.common.settings import NORMALISED, PLAIN
-from experiments.lab import covariate_shift, landscape, transfer
-from experiments.lab.covariate_shift.paint import paint
-from experiments.lab.covariate_shift.settings import PAINTS, SHIFTS
+from experiments.lab import landscape, transfer
 from experiments.lab.landscape.explore import along_gradient, layers
 from experiments.lab.landscape.explore import covariate_shift as shift_of
 from experiments.lab.landscape.networks import NoisyBatchNorm, disturb
@@ -87,57 +79,6 @@ def networks():
 
     # Weights of either sign, and positive variances.
     return model, {"params": draw("params", -1.5), "batch_stats": draw("batch_stats", 0.5)}
-
-
-# covariate_shift
-
-
-def test_paint():
-    grey = Split(np.array([[0.0, 0.5, 1.0, 0.25]], np.float32), np.zeros(1, np.int32))
-    painted = paint(grey, (2, 2, 1), (0, 0, 0.5), (1, 0.5, 0))
-    expected = [[0, 0, 0.5], [0.5, 0.25, 0.25], [1, 0.5, 0], [0.25, 0.125, 0.375]]
-    np.testing.assert_allclose(painted.images.reshape(4, 3), expected)
-    colours = Split(np.array([[0.1, 0.2, 0.3]], np.float32), np.zeros(1, np.int32))
-    inverted = paint(colours, (1, 1, 3), *PAINTS["inverted"])
-    np.testing.assert_allclose(inverted.images, [[0.9, 0.8, 0.7]], rtol=1e-6)
-
-
-def test_adapting_undoes_low_contrast_and_not_inversion(networks):
-    model, variables = networks
-    shape, rng = (1, 2, 3), np.random.default_rng(2)
-    images = rng.uniform(size=(200, 6)).astype(np.float32)
-    known = adapt(model, variables, [images], call=evaluated, transform=over_seeds)
-    labels = model.apply(jax.tree.map(lambda v: v[0], known), images, train=False).argmax(1)
-    assert np.bincount(labels).max() < 150
-
-    def accuracy(name: str) -> float:
-        painted = paint(Split(images, labels), shape, *PAINTS[name]).images
-        adapted = adapt(model, variables, [painted], call=evaluated, transform=over_seeds)
-        return float(running_accuracy(model, adapted, painted, labels)[0])
-
-    assert accuracy("low contrast") > 0.97
-    assert accuracy("inverted") < 0.8
-
-
-def shift_records(old: float, few: float, every: float) -> list[dict]:
-    records = records_of("grey, as trained", 0, 0.98)
-    for shift in SHIFTS:
-        records += records_of(f"{shift}, as trained", 0, old)
-        for number, value in ((4, 0.3), (64, few), (1024, every)):
-            records += records_of(f"{shift}, adapted", number, value)
-            records += records_of(f"{shift}, adapted, old weighted", number, value)
-    return records
-
-
-def test_covariate_shift_holds_or_fails():
-    good = shift_records(old=0.2, few=0.94, every=0.95)
-    assert verdicts(covariate_shift, good) == [HOLDS] * 6
-    assert verdicts(covariate_shift, shift_records(0.99, 0.5, 0.98)) == [FAILS] * 6
-    # Everything is regained, but not by 64 images.
-    late = verdicts(covariate_shift, shift_records(old=0.2, few=0.8, every=0.95))
-    assert late == [HOLDS] * 4 + [FAILS] * 2
-    assert verdicts(covariate_shift, good, seeds=1) == [UNDECIDED] * 6
-    assert verdicts(covariate_shift, diverged(good)) == [FAILS] * 6
 
 
 # transfer
