@@ -126,9 +126,9 @@ EXPERIMENTS = (
     ),
     Experiment(
         "transfer",
-        "A pretrained model's statistics: freeze, adapt or train them",
-        "A pretrained model does not help here",
-        "Ng",
+        "Reusing a pretrained model helps",
+        "Reusing a pretrained model does not help here",
+        "Ng; Wu & He 2018, section 4.2",
         {"quick": 0.5, "long": 1},
     ),
 )

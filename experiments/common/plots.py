@@ -161,8 +161,8 @@ def stretch_steps(ax: Axes, settings: Settings, locator: Locator) -> None:
 
 def stretch_accuracy(ax: Axes, low: float, high: float) -> None:
     """Accuracies from `low` to `high` on a logit axis: as much room near 100 % as near 0 %."""
+    ax.set_ylim(low, high)  # before the scale, which warns where nothing could be drawn
     ax.set_yscale("logit", nonpositive="clip")
-    ax.set_ylim(low, high)
     ticks = [tick for tick in ACCURACY_TICKS if low <= tick <= high]
     set_ticks(ax.yaxis, FixedLocator(ticks), PercentFormatter(1, decimals=0))
     ax.set_ylabel("test accuracy (logit scale)")

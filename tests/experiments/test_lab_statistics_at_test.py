@@ -1,4 +1,4 @@
-"""Transfer and landscape: their formulas, and their verdicts."""
+"""Landscape: its formulas, and its verdicts."""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 
 from experiments.common.claims import FAILS, HOLDS, UNDECIDED, Interval, verdict_same
-from experiments.common.data import Dataset, Split
 from experiments.common.models import MLP
 from experiments.common.settings import NORMALISED, PLAIN
-from experiments.lab import landscape, transfer
+from experiments.lab import landscape
 from experiments.lab.landscape.explore import along_gradient, layers
 from experiments.lab.landscape.explore import covariate_shift as shift_of
 from experiments.lab.landscape.networks import NoisyBatchNorm, disturb
 from experiments.lab.landscape.settings import L1, LINF, NETWORKS, NOISY
-from experiments.lab.transfer.examples import draw_batches, draw_examples, half
-from experiments.lab.transfer.settings import WAYS
 
 SEEDS = 3
 JITTER = np.array([-0.002, 0.0, 0.002])  # of the seeds around a made-up value
@@ -79,48 +76,6 @@ def networks():
 
     # Weights of either sign, and positive variances.
     return model, {"params": draw("params", -1.5), "batch_stats": draw("batch_stats", 0.5)}
-
-
-# transfer
-
-
-def test_the_other_half_of_the_classes():
-    images = np.arange(20, dtype=np.float32)[:, None]
-    split = Split(images, np.arange(20, dtype=np.int32) % 10)
-    new = half(Dataset("made up", split, split), 5).train
-    np.testing.assert_array_equal(new.labels, new.images[:, 0] % 10 - 5)
-    assert len(new.labels) == 10
-
-
-def test_examples_are_as_many_of_each_class_and_batches_go_through_them():
-    labels = np.arange(100) % 5
-    rows = draw_examples(labels, 3, seed=0)
-    np.testing.assert_array_equal(np.bincount(labels[rows]), [3] * 5)
-    assert set(rows) != set(draw_examples(labels, 3, seed=1))
-    batches = draw_batches(rows, 5, 6, seed=0)  # 30 of 15 rows: two epochs
-    assert batches.shape == (5, 6)
-    assert sorted(batches.ravel()[:15]) == sorted(batches.ravel()[15:]) == sorted(rows)
-
-
-def transfer_records(frozen: dict, adapted: dict, trained: dict, scratch: dict) -> list[dict]:
-    """Accuracies at 5 and 50 examples, and at mini-batches of 2."""
-    records = []
-    ways = zip(WAYS, (frozen, adapted, trained, scratch), strict=True)
-    for way, accuracy in ways:
-        records += records_of(f"{way}, by examples", 5, accuracy["few"])
-        records += records_of(f"{way}, by examples", 50, accuracy["many"])
-        records += records_of(f"{way}, by batch", 2, accuracy["small"])
-    return records
-
-
-def test_transfer_holds_or_fails():
-    best, good = {"few": 0.9, "many": 0.8, "small": 0.9}, {"few": 0.95, "many": 0.8, "small": 0.9}
-    poor = {"few": 0.5, "many": 0.95, "small": 0.5}
-    assert verdicts(transfer, transfer_records(best, good, poor, poor)) == [HOLDS] * 5
-    assert verdicts(transfer, transfer_records(poor, poor, best, best)) == [FAILS] * 5
-    records = transfer_records(best, good, poor, poor)
-    assert verdicts(transfer, records, seeds=1) == [UNDECIDED] * 5
-    assert verdicts(transfer, diverged(records)) == [FAILS] * 5
 
 
 # landscape
