@@ -127,16 +127,23 @@ EXPERIMENTS = (
     ),
     Experiment(
         "inference",
-        "Running averages stand in for the batch at test time",
+        "At test, running averages stand in for the batch",
         "Running averages do not stand in for the batch here",
         "Lee; Ng; Wu & Johnson 2021",
         {"quick": 0.5, "long": 1.5},
     ),
     Experiment(
+        "running_average",
+        "The weight p of the running averages hardly matters",
+        "The weight p of the running averages does matter here",
+        "Long; Lee; Ng; Wu & Johnson 2021",
+        {"quick": 0.5, "long": 6},
+    ),
+    Experiment(
         "covariate_shift",
-        "Statistics adapted to new data restore the accuracy",
-        "Statistics adapted to new data do not restore the accuracy here",
-        "Ng; Li et al. 2016",
+        "Statistics adapted to new data help",
+        "Statistics adapted to new data do not help here",
+        "Ng; Li et al. 2016; Schneider et al. 2020",
         {"quick": 0.5, "long": 1.5},
     ),
     Experiment(
@@ -148,9 +155,9 @@ EXPERIMENTS = (
     ),
     Experiment(
         "transfer",
-        "A pretrained model's statistics: freeze, adapt or train them",
-        "A pretrained model does not help here",
-        "Ng",
+        "Reusing a pretrained model helps",
+        "Reusing a pretrained model does not help here",
+        "Ng; Wu & He 2018, section 4.2",
         {"quick": 0.5, "long": 1},
     ),
 )

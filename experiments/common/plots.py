@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, Locator, NullLocator
+from matplotlib.ticker import FixedLocator, Formatter, Locator, NullLocator, PercentFormatter
 
 from experiments.common.settings import NORMALISED, PLAIN, Settings
 from experiments.common.verdicts import CLAIM, FAILS, HOLDS, IN_PART, MARKS, UNDECIDED, Row
@@ -25,6 +25,7 @@ GREEN, YELLOW, SKY, PINK = "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 # Of the two networks that most experiments compare.
 COLORS, STYLES = {PLAIN: ORANGE, NORMALISED: BLUE}, {PLAIN: "--", NORMALISED: "-"}
 COUNT = "{x:,.0f}"  # format of a tick
+ACCURACY_TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # of a logit axis
 WIDTH_INCHES, DPI = 8.5, 200  # 8.5 in shown 850 pixels wide: 10 points are 14 pixels
 # Of a picture of the laboratory: on a telephone, 390 pixels wide, 10 points are 10 pixels. Two
 # panels beside each other at most.
@@ -64,7 +65,13 @@ def spread_over_seeds(settings: Settings) -> str:
 
 
 def draw_band(
-    ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str, linestyle: str = "-"
+    ax: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    color: str,
+    label: str,
+    linestyle: str = "-",
+    marker: str = "",
 ) -> None:
     """The mean over seeds as a line, and the smallest and largest as a band.
 
@@ -74,7 +81,9 @@ def draw_band(
       values: (seeds, evaluations), NaN where nothing was measured.
     """
     ax.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
-    ax.plot(steps, values.mean(0), color=color, label=label, linestyle=linestyle, linewidth=1.8)
+    look: dict[str, Any] = {"linestyle": linestyle, "linewidth": 1.8}
+    look |= {"marker": marker, "markersize": 5}
+    ax.plot(steps, values.mean(0), color=color, label=label, **look)
 
 
 def draw_dots(
@@ -148,6 +157,15 @@ def stretch_steps(ax: Axes, settings: Settings, locator: Locator) -> None:
     ax.set_xscale("log")
     ax.set_xlim(min(settings.eval_every, settings.steps / 2), settings.steps)
     set_ticks(ax.xaxis, locator)
+
+
+def stretch_accuracy(ax: Axes, low: float, high: float) -> None:
+    """Accuracies from `low` to `high` on a logit axis: as much room near 100 % as near 0 %."""
+    ax.set_ylim(low, high)  # before the scale, which warns where nothing could be drawn
+    ax.set_yscale("logit", nonpositive="clip")
+    ticks = [tick for tick in ACCURACY_TICKS if low <= tick <= high]
+    set_ticks(ax.yaxis, FixedLocator(ticks), PercentFormatter(1, decimals=0))
+    ax.set_ylabel("test accuracy (logit scale)")
 
 
 def save(figure: Figure, path: Path | io.BytesIO) -> None:

@@ -1,7 +1,9 @@
 """The training loop."""
 
 from functools import cache, partial
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,11 @@ import pytest
 
 from bnjax.training import train_step
 from experiments.common.data import Dataset, Split
-from experiments.common.loop import init_state, train_chunk, train_seeds
+from experiments.common.loop import init_state, one_by_one, train_chunk, train_seeds
 from experiments.common.loss import make_loss_fn
-from experiments.common.metrics import evaluate_with_inputs
+from experiments.common.metrics import evaluate, evaluate_with_inputs
 from experiments.common.models import MLP
+from experiments.common.norms import batch_norm
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((33, 6)).astype(np.float32)

@@ -1,0 +1,11 @@
+"""Mini-batches chosen on the host, for programs with a loop of their own."""
+
+import numpy as np
+
+
+def draw_batches(rows: np.ndarray, steps: int, size: int, seed: int) -> np.ndarray:
+    """Mini-batches (steps, size) that go through `rows` in a new order in each epoch."""
+    rng = np.random.default_rng(seed)
+    epochs = -(-steps * size // len(rows))
+    order = np.concatenate([rng.permutation(rows) for _ in range(epochs)])
+    return order[: steps * size].reshape(steps, size)
