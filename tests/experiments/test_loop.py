@@ -10,9 +10,9 @@ import pytest
 
 from bnjax.training import train_step
 from experiments.common.data import Dataset, Split
-from experiments.common.loop import init_state, train_chunk, train_seeds
+from experiments.common.loop import init_state, one_by_one, train_chunk, train_seeds
 from experiments.common.loss import make_loss_fn
-from experiments.common.metrics import evaluate_with_inputs
+from experiments.common.metrics import evaluate, evaluate_with_inputs
 from experiments.common.models import MLP
 
 RNG = np.random.default_rng(0)
@@ -126,3 +126,32 @@ def test_seeds_differ_and_do_not_depend_on_their_number():
     # The same images, with other labels: what is right of one is wrong of the other.
     assert 0 < one["test_accuracy"] <= 1 - one["validation_accuracy"]
     np.testing.assert_allclose(two["test_loss"][:1], one["test_loss"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    """Grows by one with every program that is compiled, or fetched from a folder of them."""
+    seen = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: seen.append(name) if "backend_compile" in name else None
+    )
+    return seen
+
+
+@pytest.mark.parametrize("across_seeds", [jax.vmap, one_by_one])
+def test_all_is_compiled_before_the_first_step_and_once_for_all_trials(across_seeds, compilations):
+    data = Dataset("random", Split(IMAGES, LABELS), Split(IMAGES[:8], LABELS[:8]))
+    model, sizes = MLP(hidden=(5, 4)), {"num_seeds": 2, "num_steps": 8, "batch_size": 10}
+
+    def compiled(optimizer):
+        """How many programs there are by each evaluation."""
+        options = {"eval_every": 3, "across_seeds": across_seeds, **sizes}
+        evaluations = train_seeds(model, optimizer, evaluate, data, **options)
+        return [len(compilations) for _ in evaluations]
+
+    compiled(optax.sgd(0.5))  # what another optimizer shares, such as the stacking of arrays
+    compilations.clear()
+    optimizer = optax.sgd(0.25)
+    first, *later = compiled(optimizer)
+    assert 0 < first == later[-1]
+    assert compiled(optimizer)[-1] == first
