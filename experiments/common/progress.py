@@ -103,7 +103,7 @@ class Reporter:
         numbers = "  ".join(known + self._left(done))
         self._bar.update(self._task, completed=done, description=doing, numbers=numbers)
         if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self._total:
-            self._print(f"{doing}: {done}/{self._total} steps  {numbers}")
+            self._print(f"{doing}: {done}/{self._total} steps  {numbers}".rstrip())
 
     def finish(self, steps: int) -> None:
         """Ends a run of `steps` steps; the next one counts on from there."""
