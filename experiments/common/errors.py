@@ -1,4 +1,7 @@
-"""The one exception that stands for a mistake of the user's."""
+"""The one exception that stands for a mistake of the user's, and words for it."""
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class UserError(Exception):
@@ -9,3 +12,9 @@ class UserError(Exception):
     """
 
     code = 2  # of the exit
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], at_a: str, at_b: str) -> str:
+    """What differs, such as "seed 0 there, 1 here"; empty if nothing does."""
+    names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+    return "; ".join(f"{name} {a.get(name)} {at_a}, {b.get(name)} {at_b}" for name in names)

@@ -151,9 +151,10 @@ def train_seeds(
       across_seeds: `jax.vmap`, or `one_by_one` for networks with convolutions.
 
     Yields:
-      An evaluation before the first step, after every `eval_every` steps, and after the last. It
-      holds what `evaluate` measures, `train_loss`, the mean since the evaluation before, and where
-      images are held out (`experiments.common.data.hold_out`) `validation_accuracy`.
+      An evaluation before the first step, when all that the steps need is compiled, after every
+      `eval_every` steps, and after the last. It holds what `evaluate` measures, `train_loss`, the
+      mean since the evaluation before, and where images are held out
+      (`experiments.common.data.hold_out`) `validation_accuracy`.
     """
     train = _on_device(data.train.images, data.train.labels)
     test = _on_device(data.test.images, data.test.labels)
@@ -174,7 +175,10 @@ def train_seeds(
         "shuffle": shuffle,
         "across_seeds": across_seeds,
     }
-    yield Evaluation(0, jax.device_get(evaluate_seeds(states, test)))
+    before = jax.device_get(evaluate_seeds(states, test))
+    lengths = {min(eval_every, num_steps), num_steps % eval_every} - {0}
+    _compile(states, orders, shuffle_keys, train, lengths, **options)
+    yield Evaluation(0, before)
     for first in range(0, num_steps, eval_every):
         length = min(eval_every, num_steps - first)
         states, orders, loss = _train_seeds_chunk(
@@ -203,6 +207,17 @@ def _validated(evaluate: Callable[..., Metrics]) -> Callable[..., Metrics]:
 
 
 _SIZES = ("loss_fn", "num_steps", "batch_size", "shuffle")
+
+
+def _compile(states, orders, keys, train, lengths, across_seeds, **static):
+    """Has the programs for chunks of these `lengths` ready, where JAX finds them when called."""
+    if across_seeds is one_by_one:
+        first = jax.tree.map(itemgetter(0), (states, orders, keys))
+        _train_chunk.lower(*first, train, 0, num_steps=1, **static).compile()
+        return
+    for length in lengths:
+        args = states, orders, keys, train, 0, across_seeds
+        _train_together.lower(*args, num_steps=length, **static).compile()
 
 
 def _train_seeds_chunk(states, orders, keys, train, first_step, across_seeds, **static):

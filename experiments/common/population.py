@@ -56,8 +56,7 @@ def train_to_end(
     trained: Any = None
     for step, variables, loss in train_variables(model, data, settings):
         trained = variables
-        if step > 0:
-            reporter.show(name, step, loss, None)
+        reporter.show(name, step, loss if step else None, None)
     return trained
 
 

@@ -24,9 +24,9 @@ def make_console() -> Console:
 
 
 class Pace:
-    """Seconds a step, of the chunks that follow another of the same run.
+    """Seconds a step, between two ticks of the same run.
 
-    The first chunk of a run is compiled in the same breath, and is left out.
+    What comes before a run's first tick, such as its compilation, is left out.
     """
 
     def __init__(self):
@@ -92,23 +92,26 @@ class Reporter:
         self._print(doing)
 
     def show(self, doing: str, step: int, loss: float | None, accuracy: float | None) -> None:
-        """Tells how far the run `doing` is, its training loss and its test accuracy, if known."""
+        """Tells how far the run `doing` is, its training loss and its test accuracy, if known.
+
+        Called at step 0, when all is compiled, it knows from the next call on what time is left.
+        """
         done = self._before + step
-        numbers = "" if loss is None else f"loss {loss:.3f}"
-        numbers += "" if accuracy is None else f"  accuracy {accuracy:.1%}"
         self._pace.tick(done, time.monotonic())
-        numbers += self._left(done)
+        known = [] if loss is None else [f"loss {loss:.3f}"]
+        known += [] if accuracy is None else [f"accuracy {accuracy:.1%}"]
+        numbers = "  ".join(known + self._left(done))
         self._bar.update(self._task, completed=done, description=doing, numbers=numbers)
         if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self._total:
-            self._print(f"{doing}: {done}/{self._total} steps  {numbers}")
+            self._print(f"{doing}: {done}/{self._total} steps  {numbers}".rstrip())
 
     def finish(self, steps: int) -> None:
         """Ends a run of `steps` steps; the next one counts on from there."""
         self._before += steps
 
-    def _left(self, done: int) -> str:
+    def _left(self, done: int) -> list[str]:
         seconds = self._pace.seconds(self._total - done)
-        return f"  about {seconds:.0f} s left" if seconds is not None and seconds > 1 else ""
+        return [] if seconds is None or seconds <= 1 else [f"about {seconds:.0f} s left"]
 
     def _print(self, line: str) -> None:
         """A line where there is no bar."""

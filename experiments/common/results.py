@@ -1,7 +1,9 @@
-"""The folder of a run: finished it appears as a whole; until then it is kept out of sight.
+"""The folder of a run, of which each has one at a time, and in which a stopped one goes on.
 
-A run works in a hidden folder beside its destination, which is renamed when all is done. What is
-there already, of a run with the same settings that was stopped or killed, is not done again.
+* `staged`: a result appears as a whole. The run works in a hidden folder beside its destination,
+  which is renamed when all is done. Trials that are there already, of a run with the same settings
+  that was stopped or killed, are not run again.
+* `grown`: the folder grows in sight. `summary.json`, written last, marks a finished run.
 """
 
 import importlib.metadata
@@ -17,13 +19,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, differences
 
 METRICS = "metrics.jsonl"
 RECORDS = "records.jsonl.gz"  # the same of an experiment; they travel with the project
 CONFIG = "config.json"
 SUMMARY = "summary.json"
 PARTS, LOCK = "parts", "lock"  # only in a run that is not finished
+CHECKPOINTS, EVENTS = "checkpoints", "events"  # folders of a run that grows in sight
+GROWN = {CONFIG, METRICS, SUMMARY, CHECKPOINTS, EVENTS, LOCK}
 PART = ".part"  # ends the name of a file that is being written
 PACKAGES = ("bnjax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "matplotlib")
 
@@ -33,10 +37,7 @@ def check_destination(out: Path, overwrite: bool, files: Collection[str]) -> Non
 
     `files` are those of a finished one.
     """
-    try:
-        present = {path.name for path in out.iterdir()} if out.exists() else set()
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; give a folder") from None
+    present = _present(out)
     if not present:
         return
     if present != set(files):
@@ -86,6 +87,33 @@ def staged(out: Path, config: Any, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
+def grown(out: Path, config: dict[str, Any], overwrite: bool) -> Iterator[None]:
+    """Makes `out` the folder of the run in the body: a new one, or the same one continued.
+
+    A run is the same if it has the `command` and the `settings` of `config`. A folder that was made
+    for a run that left nothing in it is removed.
+
+    Raises:
+      UserError: another run is working there; it holds other files, a finished run, or one of other
+        settings; or nothing can be written.
+    """
+    made = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; give a folder") from None
+    try:
+        with alone(out):
+            if not _goes_on(out, config, overwrite):
+                _begin(out, config)
+            yield
+    finally:
+        if made:
+            with suppress(OSError):
+                out.rmdir()
+
+
+@contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keeps every other run out of `folder`; a killed run's lock is gone with it.
 
@@ -106,6 +134,50 @@ def alone(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # of a disk that is read-only by now: a lock that nobody holds
             (folder / LOCK).unlink()
         lock.release()
+
+
+def _present(out: Path) -> set[str]:
+    """The names in `out`."""
+    try:
+        return {path.name for path in out.iterdir()} if out.exists() else set()
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; give a folder") from None
+
+
+def _goes_on(out: Path, config: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `out` holds a run to go on with; if not, it may be emptied, or is refused."""
+    present = {name for name in _present(out) if not name.endswith(PART)}
+    if present - GROWN:
+        raise UserError(f"--out {out} holds other files than a run; give another folder")
+    if CONFIG not in present:
+        if present - {LOCK}:
+            raise UserError(f"--out {out} holds parts of a run but no {CONFIG}; remove it")
+        return False
+    stored = read_json(out / CONFIG)
+    if not isinstance(stored, dict) or stored.get("command") != config["command"]:
+        raise UserError(f"--out {out} holds another result than a run; give another folder")
+    settings = stored.get("settings", {}), config["settings"]
+    if SUMMARY in present:
+        found = "a finished run"
+    elif differing := differences(*settings, "there", "here"):
+        found = f"an unfinished run of other settings ({differing})"
+    else:
+        return True
+    if not overwrite:
+        raise UserError(f"--out {out} holds {found}; add --overwrite to replace it")
+    return False
+
+
+def _begin(out: Path, config: dict[str, Any]) -> None:
+    """Empties `out` and writes its config.json; killed on the way, it leaves a folder to empty."""
+    try:
+        for name in (CHECKPOINTS, EVENTS):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (METRICS, SUMMARY, CONFIG):
+            (out / name).unlink(missing_ok=True)
+        write_json(out / CONFIG, config)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write there ({error.strerror})") from None
 
 
 def _keep_parts_of(stage: Path, config: Any, overwrite: bool) -> None:

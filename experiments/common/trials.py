@@ -79,9 +79,8 @@ def training(
                 metrics |= summarise(np.array(at), arrays)
             for record in per_seed(step, name, metrics):
                 yield record | dict(tags or {})
-            if step > 0:
-                mean = {key: float(value.mean()) for key, value in metrics.items()}
-                reporter.show(name, step, mean["train_loss"], mean.get("test_accuracy"))
+            mean = {key: float(value.mean()) for key, value in metrics.items()}
+            reporter.show(name, step, mean.get("train_loss"), mean.get("test_accuracy"))
 
     return Trial(name, steps, measure)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from typing import Any
 
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, differences
 
 GREETING = "bnjax-train"  # so that another program at that port is not mistaken for a process
 LONGEST, PAUSE_SECONDS = 2**16, 0.2
@@ -87,7 +87,7 @@ def _admit(listener, guests, number: int, terms: Terms, deadline: float) -> None
             f"process {me} was started with --num-processes {hello['number']}, process 0 with "
             f"{number}; give all the same"
         )
-    if differing := _differences(dict(terms), hello["terms"], me):
+    if differing := differences(terms, hello["terms"], "on process 0", f"on process {me}"):
         raise UserError(
             f"processes were started with different settings ({differing}); give all the same"
         )
@@ -136,14 +136,6 @@ def _read(connection: socket.socket) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) and found.get("greeting") == GREETING else {}
-
-
-def _differences(first: Terms, other: Terms, me: int) -> str:
-    names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
-    return "; ".join(
-        f"{name} {first.get(name)} on process 0, {other.get(name)} on process {me}"
-        for name in names
-    )
 
 
 def _listed(numbers: list[int]) -> str:

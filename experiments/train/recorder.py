@@ -13,14 +13,13 @@ from experiments.common import results
 from experiments.common.errors import UserError
 from experiments.common.records import Record, read_records, to_json
 from experiments.train.checkpoints import Checkpoints
-from experiments.train.folder import CHECKPOINTS, EVENTS
 
 
 class Recorder:
     """Metrics, events and checkpoints of the run in one folder; use it as a context manager.
 
     Args:
-      out: the folder, as `folder.prepare` leaves it.
+      out: the folder, as `results.grown` leaves it.
       state: that before the first step, in NumPy arrays.
       tensorboard: whether to write events.
       run: a word for the settings; a checkpoint of another run is refused.
@@ -32,7 +31,7 @@ class Recorder:
     def __init__(self, out: Path, state: Any, tensorboard: bool, run: str = ""):
         self._out, self._run = out, run
         self._metrics = out / results.METRICS
-        self._checkpoints = Checkpoints(out / CHECKPOINTS)
+        self._checkpoints = Checkpoints(out / results.CHECKPOINTS)
         self._best = self._checkpoints.best
         step = self._checkpoints.last_step or 0
         self.state = self._checkpoints.restore(state) if step else state
@@ -40,7 +39,7 @@ class Recorder:
         if step:
             self._check_ties(step)
         self._file = _open(self._metrics)
-        self._events = _open_events(out / EVENTS, step) if tensorboard else None
+        self._events = _open_events(out / results.EVENTS, step) if tensorboard else None
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +53,7 @@ class Recorder:
 
     def _check_ties(self, step: int) -> None:
         """Refuses a checkpoint that is not of this run, this step and these metrics."""
-        path, ties = self._out / CHECKPOINTS / str(step), self._checkpoints.ties(step)
+        path, ties = self._out / results.CHECKPOINTS / str(step), self._checkpoints.ties(step)
         taken = int(getattr(self.state, "step", step))
         if taken != step:
             raise UserError(f"{path}: is of step {taken}; give it its name back, or remove it")

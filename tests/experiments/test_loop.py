@@ -145,3 +145,32 @@ def test_seeds_one_by_one_are_seeds_side_by_side(rng):
         assert one.step == other.step and one.metrics.keys() == other.metrics.keys()
         for metric, values in one.metrics.items():
             np.testing.assert_allclose(other.metrics[metric], values, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    """Grows by one with every program that is compiled, or fetched from a folder of them."""
+    seen = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: seen.append(name) if "backend_compile" in name else None
+    )
+    return seen
+
+
+@pytest.mark.parametrize("across_seeds", [jax.vmap, one_by_one])
+def test_all_is_compiled_before_the_first_step_and_once_for_all_trials(across_seeds, compilations):
+    data = Dataset("random", Split(IMAGES, LABELS), Split(IMAGES[:8], LABELS[:8]))
+    model, sizes = MLP(hidden=(5, 4)), {"num_seeds": 2, "num_steps": 8, "batch_size": 10}
+
+    def compiled(optimizer):
+        """How many programs there are by each evaluation."""
+        options = {"eval_every": 3, "across_seeds": across_seeds, **sizes}
+        evaluations = train_seeds(model, optimizer, evaluate, data, **options)
+        return [len(compilations) for _ in evaluations]
+
+    compiled(optax.sgd(0.5))  # what another optimizer shares, such as the stacking of arrays
+    compilations.clear()
+    optimizer = optax.sgd(0.25)
+    first, *later = compiled(optimizer)
+    assert 0 < first == later[-1]
+    assert compiled(optimizer)[-1] == first

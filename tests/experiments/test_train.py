@@ -24,14 +24,20 @@ from experiments.cli import main
 from experiments.common import data, results
 from experiments.common.data import fingerprint, load_digits
 from experiments.common.errors import UserError
+from experiments.common.progress import Reporter
 from experiments.train import processes, recorder
-from experiments.train.batches import Batches, batch_indices, make_mesh
 from experiments.train.checkpoints import Checkpoints
-from experiments.train.networks import MODELS, NORMS, make_model
-from experiments.train.optimizers import make_optimizer
-from experiments.train.options import Train
-from experiments.train.settings import resolve
-from experiments.train.steps import first_state, on_host
+from experiments.train.options import Train, resolve
+from experiments.train.runner import (
+    batch_indices,
+    eval_batches,
+    first_state,
+    make_mesh,
+    make_model,
+    make_optimizer,
+    on_host,
+    training_batch,
+)
 from tests._agree import relaxed
 from tests._quick import FLAGS
 
@@ -102,6 +108,21 @@ def test_a_run_writes_and_learns(finished):
     assert kept == {20, 24, best["step"]}
     config = json.loads((finished / "config.json").read_text())
     assert config["settings"]["learning_rate"] == 0.05 and "jax" in config["versions"]
+
+
+def test_all_is_compiled_before_the_clock_starts(monkeypatch):
+    compiled, shown, show = [], {}, Reporter.show
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None
+    )
+
+    def noting(self, doing, step, *numbers):
+        shown[step] = len(compiled)
+        show(self, doing, step, *numbers)
+
+    monkeypatch.setattr(Reporter, "show", noting)
+    assert train("run", "--devices", "2") == 0
+    assert 0 < shown[0] == shown[24]
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(unfinished, finished, capsys):
@@ -436,8 +457,7 @@ GOLDEN_ORDER = [14, 31, 24, 28, 30]
 
 def test_batches_are_read_in_order():
     digits = data.load("digits")
-    batches = Batches(digits, 32, 5, make_mesh(4))
-    batch = batches.train(7)
+    batch = training_batch(digits, replace(SETTINGS, batch_size=32, seed=5), 7, make_mesh(4))
     indices = batch_indices(5, 7, 32, 1297)
     np.testing.assert_array_equal(batch["labels"], digits.train.labels[indices])
     images = np.asarray(batch["images"])
@@ -450,15 +470,15 @@ def test_batches_are_read_in_order():
 def test_every_test_image_counts_once():
     digits = data.load("digits")
     test = data.Split(np.tile(digits.test.images, (3, 1))[:1103], np.arange(1103, dtype=np.int32))
-    parts = list(Batches(digits._replace(test=test), 32, 0, make_mesh(8)).test())
+    parts = list(eval_batches(digits._replace(test=test), make_mesh(8)))
     labels = np.concatenate([part["labels"] for part in parts])
     weights = np.concatenate([part["weights"] for part in parts])
     np.testing.assert_array_equal(labels[weights == 1], np.arange(1103))
     assert set(weights) == {0, 1}
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("name", ["mlp", "convnet", "resnet"])
 def test_models_have_their_norm_and_precision(name, norm):
     model = make_model(replace(SETTINGS, model=name, norm=norm, precision="bfloat16"), None)
     images = jnp.zeros((2, 8, 8, 3))
