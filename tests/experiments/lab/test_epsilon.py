@@ -39,7 +39,7 @@ def made(without, with_epsilon):
 def test_holds_or_fails(without, verdict):
     rows = judged(epsilon, made(without, 0.95), SETTINGS)
     assert rows["against division by 0"].verdict == verdict
-    assert f"94.9% with {DEFAULT:g} at rate 0.1" in rows["which epsilon"].found
+    assert f"95.0% with {DEFAULT:g} at rate 0.1" in rows["which epsilon"].found
     assert rows["a constant feature"].found.endswith("without NaN")
 
 
