@@ -158,7 +158,7 @@ EXPERIMENTS = (
         "Reusing a pretrained model helps",
         "Reusing a pretrained model does not help here",
         "Ng; Wu & He 2018, section 4.2",
-        {"quick": 0.5, "long": 1},
+        {"quick": 0.5, "long": 6},
     ),
 )
 
