@@ -91,10 +91,10 @@ EXPERIMENTS = (
     ),
     Experiment(
         "batch_size",
-        "Small batches hurt batch norm, not group norm or batch renorm",
-        "Small batches do not hurt batch norm here",
-        "Wu & He 2018, Fig. 1; Ioffe 2017; Hoffer et al. 2017",
-        {"quick": 1, "long": 20},
+        "Small batches hurt batch norm more than group norm",
+        "Small batches do not hurt batch norm more than group norm here",
+        "Wu & He 2018, Table 2; Ioffe 2017; Hoffer et al. 2017",
+        {"quick": 1, "long": 10},
     ),
     Experiment(
         "inference",

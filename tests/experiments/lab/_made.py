@@ -10,7 +10,7 @@ from experiments.common import plots
 from experiments.common.records import Record, per_seed
 from experiments.common.verdicts import CLAIM, Row, settle
 
-SEEDS = 8
+SEEDS = 10
 
 
 def seeds(mean: float, spread: float = 0.01, number: int = SEEDS) -> np.ndarray:
