@@ -90,11 +90,32 @@ EXPERIMENTS = (
         {"quick": 0.5, "long": 4},
     ),
     Experiment(
+        "like_dropout",
+        "Batch norm regularises slightly, as dropout does",
+        "Batch norm does not regularise slightly, as dropout does, here",
+        "Ng",
+        {"quick": 0.5, "long": 5},
+    ),
+    Experiment(
         "batch_size",
         "Small batches hurt batch norm more than group norm",
         "Small batches do not hurt batch norm more than group norm here",
         "Wu & He 2018, Table 2; Ioffe 2017; Hoffer et al. 2017",
         {"quick": 1, "long": 10},
+    ),
+    Experiment(
+        "relatives",
+        "Norms that look at no batch do not mind a small one",
+        "Norms that look at no batch mind a small one as well here",
+        "Lee's reading list; Wu & He 2018; Salimans & Kingma 2016",
+        {"quick": 1, "long": 10},
+    ),
+    Experiment(
+        "batch_dependence",
+        "In training, a batch is one large network, and may cheat",
+        "In training, an image's class does not hang on its company here",
+        "Lee; Ng; He et al. 2020 (MoCo)",
+        {"quick": 0.5, "long": 3},
     ),
     Experiment(
         "inference",
