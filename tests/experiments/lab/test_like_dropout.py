@@ -47,7 +47,7 @@ def test_the_noise_is_that_of_passes_beside_the_signal(rng):
 def test_dropout_drops_a_share_and_keeps_the_mean():
     layer, x = like_dropout.Dropout(), jnp.ones((200, 100))
     variables = layer.init(jax.random.key(0), x, train=False)
-    stats = variables["batch_stats"] | {"rate": jnp.array(0.2)}
+    stats = {**variables["batch_stats"], "rate": jnp.array(0.2)}
     seen = []
     for _ in range(2):
         y, updated = layer.apply({"batch_stats": stats}, x, train=True, mutable=["batch_stats"])
