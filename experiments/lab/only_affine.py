@@ -61,6 +61,7 @@ STYLES: dict[str, str] = dict(zip(PARTS, ("-", "--", "-.", ":"), strict=True))
 MARKERS: dict[str, str] = dict(zip(PARTS, "osD^", strict=True))
 HIDDEN_LAYERS = 3
 A_UNIT = 2  # weights in place of one scale and one shift
+ACCURACY_TICKS = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 DISABLED = 0.01  # a scale below that
 SOURCE = "Frankle, Schwab & Morcos 2021"
 
@@ -71,13 +72,8 @@ class Settings(CommonSettings):
 
     unused: ClassVar[tuple[str, ...]] = ("learning_rate",)
     widths: tuple[int, ...] = (64, 256)
-    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)  # of the output layer and everything
-    few_rates: tuple[float, ...] = (
-        3.0,
-        10.0,
-        30.0,
-        100.0,
-    )  # of as few as scale and shift
+    rates: tuple[float, ...] = (0.1, 0.5, 2.5)  # of the output layer and everything
+    few_rates: tuple[float, ...] = (4.0, 20.0, 100.0)  # of as few as scale and shift
 
     def rates_of(self, part: str) -> tuple[float, ...]:
         """The grid that a part's rate is chosen from."""
@@ -85,7 +81,7 @@ class Settings(CommonSettings):
 
 
 PRESETS = {
-    "quick": Settings(steps=400, eval_every=20),
+    "quick": Settings(steps=200, eval_every=10),
     "long": Settings(data="mnist", steps=500, eval_every=50, widths=(64, 256, 512)),
 }
 
@@ -278,11 +274,12 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
         draw_band(axes[0, 0], steps, accuracy, COLORS[part], part, STYLES[part])
         network, rates = trial_name(part, widest), settings.rates_of(part)
         draw_sweep(axes[1, 0], records, network, rates, COLORS[part], STYLES[part])
-    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0, 0].set(ylim=(0, 1), xlabel="training step", ylabel="test accuracy")
+    axes[0, 0].set(yscale="logit", ylim=(0.09, 0.992), xlabel="training step")
+    axes[0, 0].set_ylabel("test accuracy (logit scale)")
+    set_ticks(axes[0, 0].yaxis, FixedLocator(ACCURACY_TICKS), PercentFormatter(1, decimals=0))
     entitle(axes[0, 0], f"width {widest}", "a")
     legend_above(figure, axes[0, 0], 4)
-    near_best(axes[1, 0], points=0.4)
+    near_best(axes[1, 0])
     entitle(axes[1, 0], f"by rate, width {widest}", "c")
     _draw_widths(axes[0, 1], records, settings)
     _draw_scales(axes[1, 1], records, names)
@@ -297,8 +294,7 @@ def _draw_widths(ax: Axes, records: Sequence[Record], settings: Settings) -> Non
         ax.plot(settings.widths, accuracy.mean(0), MARKERS[part], color=COLORS[part])
     ax.set(xscale="log", yscale="logit", xlabel="units a layer", ylabel="accuracy (logit scale)")
     set_ticks(ax.xaxis, FixedLocator(settings.widths), "{x:,.0f}")
-    ticks = FixedLocator((0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99))
-    set_ticks(ax.yaxis, ticks, PercentFormatter(1, decimals=0))
+    set_ticks(ax.yaxis, FixedLocator(ACCURACY_TICKS), PercentFormatter(1, decimals=0))
     entitle(ax, "at the end, by width", "b")
 
 
