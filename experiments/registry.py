@@ -137,7 +137,7 @@ EXPERIMENTS = (
         "Norms that look at no batch do not mind a small one",
         "Norms that look at no batch mind a small one as well here",
         "Lee's reading list; Wu & He 2018; Salimans & Kingma 2016",
-        {"quick": 1, "long": 10},
+        {"quick": 1.5, "long": 10},
     ),
     Experiment(
         "batch_dependence",

@@ -199,6 +199,9 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     at_2, at_64 = errors[SMALL], errors[LARGE]
     rise = {norm: at_2[norm] - at_64[norm] for norm in NORMS}
     in_order = (BATCH, GROUP, LAYER, INSTANCE)
+    rates = settings.at(SMALL).rates
+    best = {norm: best_rate(records, name_of(norm, SMALL), rates) for norm in NORMS}
+    at_the_end = ", ".join(norm for norm in NORMS if best[norm] == max(rates))
     return [
         claim(
             "unlike batch norm",
@@ -231,7 +234,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
             "; ".join(
                 f"{norm} {at_64[norm].mean():.1%} and {at_2[norm].mean():.1%}"
                 for norm in (NONE, RENORM, WEIGHT, SPECTRAL)
-            ),
+            )
+            + f"; at {SMALL}, best at the largest rate tried: {at_the_end or 'none'}",
         ),
     ]
 
