@@ -62,6 +62,13 @@ EXPERIMENTS = (
         {"quick": 1.5, "long": 10},
     ),
     Experiment(
+        "rank_collapse",
+        "Batch norm keeps deep networks from collapsing to rank one",
+        "Batch norm does not keep deep networks from collapsing here",
+        "Daneshmand et al. 2020; Yang et al. 2019; De & Smith 2020",
+        {"quick": 0.3, "long": 3},
+    ),
+    Experiment(
         "placement",
         "Before or after the activation, batch norm works",
         "Before or after the activation is not the same here",

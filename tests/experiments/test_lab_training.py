@@ -1,9 +1,7 @@
-"""Judges of learning_rate, depth, placement and optimizers on made-up records; their arithmetic."""
+"""Judges of learning_rate, placement and optimizers on made-up records; their arithmetic."""
 
-from functools import partial
 from itertools import product
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,16 +11,11 @@ from bnjax.training import TrainState
 from experiments.common import plots
 from experiments.common.claims import FAILS, HOLDS, IN_PART, UNDECIDED, Interval, overall, provided
 from experiments.common.histories import log_speed_up
-from experiments.common.loop import init_state
 from experiments.common.models import ACTIVATIONS
 from experiments.common.rates import SGD, at_rate
 from experiments.common.records import without_nan
 from experiments.common.settings import NETWORKS, NORMALISED, PLAIN
-from experiments.lab import depth, learning_rate, optimizers, placement
-from experiments.lab.depth.gradients import gradient_norms, norms
-from experiments.lab.depth.networks import DeepNet
-from experiments.lab.depth.settings import DepthSettings, gradient_name
-from experiments.lab.depth.settings import trial_name as depth_name
+from experiments.lab import learning_rate, optimizers, placement
 from experiments.lab.learning_rate.settings import RELU, SIGMOID, LearningRateSettings
 from experiments.lab.learning_rate.settings import trial_name as rate_name
 from experiments.lab.optimizers.networks import moves
@@ -133,113 +126,6 @@ def test_at_rate_sets_the_rate_of_every_seed():
     np.testing.assert_allclose(moved.params["w"], 0.75)
 
 
-# depth
-
-DEPTHS = DepthSettings(steps=100, depths=(2, 4))
-
-
-def depth_records(change: dict, final: dict, seeds: int = SEEDS) -> list[dict]:
-    """The gradient of the first layer at four layers is `change` times that at two."""
-    records = []
-    for activation, network in product(ACTIVATIONS, NETWORKS):
-        for layers, norm in ((2, 1.0), (4, change[network])):
-            gradients = {gradient_name(layer): norm for layer in range(1, layers + 1)}
-            name = depth_name(activation, network, layers)
-            records += history(name, final[network], 50, seeds, **gradients)
-    return records
-
-
-def both(plain, normalised) -> dict:
-    return {PLAIN: plain, NORMALISED: normalised}
-
-
-@pytest.mark.parametrize(
-    "plain, normalised, expected",
-    [
-        (1e-6, 2.0, HOLDS),
-        (1e6, 0.5, HOLDS),
-        (1e-6, 1e3, IN_PART),  # explodes, if by less
-        (0.5, 10.0, FAILS),
-        (0.0, 1.0, HOLDS),  # underflow
-        (1e-6, float("nan"), FAILS),
-    ],
-)
-def test_gradients_near_to_no_change_hold(plain, normalised, expected):
-    records = depth_records(both(plain, normalised), both(0.1, 0.9))
-    assert verdicts(depth, records, DEPTHS) == [expected] * 3 + [HOLDS] * 3
-
-
-@pytest.mark.parametrize(
-    "plain, normalised, expected",
-    [(0.1, 0.9, HOLDS), (0.1, 0.5, IN_PART), (0.9, 0.9, FAILS), (0.9, 0.1, FAILS)],
-)
-def test_the_deepest_trains(plain, normalised, expected):
-    records = depth_records(both(1.0, 1.0), both(plain, normalised))
-    assert verdicts(depth, records, DEPTHS)[3:] == [expected] * 3
-
-
-def test_depth_with_one_seed_is_undecided():
-    records = depth_records(both(1e-6, 1.0), both(0.1, 0.9), seeds=1)
-    assert verdicts(depth, records, DEPTHS) == [UNDECIDED] * 6
-
-
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_gradient_norms_are_those_of_the_weights(batch_norm):
-    """Against the network written out layer by layer, differentiated by central differences."""
-    model = DeepNet(3, 5, nn.tanh, batch_norm)
-    init = jax.jit(partial(init_state, model=model, optimizer=SGD, pixels=6))
-    state = init(jax.random.key(1))
-    images = jax.random.normal(jax.random.key(2), (8, 6))
-    labels = jnp.arange(8) % 10
-    norms = jax.jit(partial(gradient_norms, model=model))(state, (images, labels))
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
-    kernels = [params["first"]["Dense_0"]["kernel"], *params["others"]["Dense_0"]["kernel"]]
-    for layer, kernel in enumerate(kernels):
-        gradient = np.zeros_like(kernel)
-        for place in np.ndindex(kernel.shape):
-            losses = []
-            for step in (1e-5, -1e-5):
-                moved = [each.copy() for each in kernels]
-                moved[layer][place] += step
-                losses.append(written_out(moved, params, images, labels, batch_norm))
-            gradient[place] = (losses[0] - losses[1]) / 2e-5
-        np.testing.assert_allclose(norms[layer], np.linalg.norm(gradient), rtol=2e-4)
-
-
-def test_depth_compares_networks_with_the_same_first_weights():
-    """And bias: what nn.scan draws must not hang on what else there is in a layer."""
-    plain, normalised = (
-        init_state(jax.random.key(0), DeepNet(4, 5, nn.tanh, batch_norm), SGD, pixels=6).params
-        for batch_norm in (False, True)
-    )
-    for name in ("first", "others"):
-        np.testing.assert_array_equal(
-            plain[name]["Dense_0"]["kernel"], normalised[name]["Dense_0"]["kernel"]
-        )
-    np.testing.assert_array_equal(plain["Dense_0"]["kernel"], normalised["Dense_0"]["kernel"])
-    assert plain["others"]["bias"].shape == (3, 5)
-
-
-def test_norms_do_not_underflow():
-    matrices = np.float32([1e-30, 0.0, 1e20])[:, None, None] * np.ones((3, 4, 5), np.float32)
-    np.testing.assert_allclose(
-        norms(jnp.asarray(matrices)), [20**0.5 * 1e-30, 0, 20**0.5 * 1e20], rtol=1e-5
-    )
-
-
-def written_out(kernels, params, images, labels, batch_norm) -> float:
-    """Mean cross-entropy in float64; biases, shifts and scales are as they start."""
-    x = np.asarray(images, np.float64)
-    for kernel in kernels:
-        x = x @ kernel
-        if batch_norm:
-            x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
-        x = np.tanh(x)
-    logits = x @ params["Dense_0"]["kernel"]
-    chosen = logits[np.arange(len(labels)), np.asarray(labels)]
-    return float(np.mean(np.log(np.exp(logits).sum(1)) - chosen))
-
-
 # placement
 
 
@@ -342,7 +228,6 @@ def test_moves_are_root_mean_squares_over_all_layers():
 NAN = float("nan")
 DIVERGED = {
     learning_rate: (sweep_records(tops(0.0, 0.0, 0.0, 0.0), 1), RATES),
-    depth: (depth_records(both(0.0, NAN), both(0.1, NAN), 1), DEPTHS),
     placement: (
         placement_records(places(NAN, 0.1, 0.1), places(0, 0, 0), 1),
         PlacementSettings(steps=100),
