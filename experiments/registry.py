@@ -77,6 +77,27 @@ EXPERIMENTS = (
         {"quick": 1.5, "long": 10},
     ),
     Experiment(
+        "rank_collapse",
+        "Batch norm keeps deep networks from collapsing to rank one",
+        "Batch norm does not keep deep networks from collapsing here",
+        "Daneshmand et al. 2020; Yang et al. 2019; De & Smith 2020",
+        {"quick": 0.3, "long": 3},
+    ),
+    Experiment(
+        "initial_scale",
+        "With batch norm, the scale of the first weights matters less",
+        "With batch norm, the scale of the first weights matters as much here",
+        "Ioffe & Szegedy 2015, section 1; Long",
+        {"quick": 0.5, "long": 5},
+    ),
+    Experiment(
+        "scale_invariance",
+        "Weight decay before batch norm sets the rate of learning",
+        "Weight decay before batch norm does not set the rate of learning here",
+        "Ioffe & Szegedy 2015, section 3.3; van Laarhoven 2017; Hoffer et al. 2018; Arora 2019",
+        {"quick": 0.5, "long": 2},
+    ),
+    Experiment(
         "placement",
         "Before or after the activation, batch norm works",
         "Before or after the activation, batch norm does not always work here",

@@ -5,7 +5,7 @@ together under `vmap`, so the host is asked once per evaluation and never per st
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -65,6 +65,22 @@ def init_state(
         batch_stats=variables.get("batch_stats", {}),
         tx=optimizer,
     )
+
+
+@lru_cache(maxsize=1)  # a sweep over rates asks again and again
+def first_states(
+    model: nn.Module, optimizer: optax.GradientTransformation, num_seeds: int, pixels: int
+) -> TrainState:
+    """The states that training starts from, seeds on axis 0; see `init_state`."""
+    init = partial(init_state, model=model, optimizer=optimizer, pixels=pixels)
+    # Not jitted: that takes longer to compile than to draw.
+    return jax.vmap(init)(_keys(num_seeds)[0])
+
+
+def _keys(num_seeds: int) -> jax.Array:
+    """Of each seed one for its weights and one to shuffle by, (2, seeds)."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
+    return jax.vmap(jax.random.split, out_axes=1)(keys)
 
 
 def train_chunk(
@@ -158,11 +174,8 @@ def train_seeds(
     """
     train = _on_device(data.train.images, data.train.labels)
     test = _on_device(data.test.images, data.test.labels)
-    keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
-    init_keys, shuffle_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    init = partial(init_state, model=model, optimizer=optimizer, pixels=train[0].shape[1])
-    # Not jitted: that takes longer to compile than to draw.
-    states = prepare(jax.vmap(init)(init_keys))
+    states = prepare(first_states(model, optimizer, num_seeds, train[0].shape[1]))
+    _, shuffle_keys = _keys(num_seeds)
     orders = jnp.zeros((num_seeds, len(train[1])), jnp.int32)  # drawn anew at step 0
 
     if data.validation is not None:
