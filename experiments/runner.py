@@ -12,7 +12,6 @@ from rich.table import Table
 
 from experiments import registry
 from experiments.common import interrupts, results
-from experiments.common.claims import as_row
 from experiments.common.errors import UserError
 from experiments.common.progress import Reporter, make_console
 from experiments.common.records import (
@@ -195,7 +194,7 @@ def _config(
 
 def judge(experiment: Experiment, records: list[Record], settings: Settings) -> list[Row]:
     """The rows of the closing table, with their verdicts."""
-    return settle(map(as_row, experiment.module.judge(records, settings)))
+    return settle(experiment.module.judge(records, settings))
 
 
 def _write_summary(experiment: Experiment, rows: list[Row], stage: Path, seconds: float) -> None:
@@ -234,9 +233,8 @@ def _draw(
 
     with plots.style():
         figure = experiment.module.draw(records, settings)
-        if not figure.get_suptitle():
-            note = f"{plots.data_and_seeds(settings)}; {settings.steps_in_words}"
-            plots.frame(figure, title(experiment, rows), rows, note)
+        note = f"{plots.data_and_seeds(settings)}; {settings.steps_in_words}"
+        plots.frame(figure, title(experiment, rows), rows, note)
         plots.save(figure, path)
 
 

@@ -129,16 +129,6 @@ def _draw_badges(figure: Figure, rows: Sequence[Row]) -> float:
     return y - 1.1 * height if rows else y
 
 
-def headline(figure: Figure, text: str) -> None:
-    """The title of a figure."""
-    figure.suptitle(text, fontsize=13, fontweight="bold")
-
-
-def footnote(figure: Figure, text: str) -> None:
-    """What the whole figure shows, below it."""
-    figure.supxlabel(text, fontsize=9, color=GREY)
-
-
 def entitle(ax: Axes, text: str, letter: str = "", **options: Any) -> None:
     """The title of one panel, after its letter; `options` are those of `Axes.set_title`."""
     title = f"{letter}   {text}" if letter else text

@@ -34,7 +34,7 @@ def made(plain, normalised, sigmoid_plain, sigmoid, gain=0.02):
     after 50 steps, and after 100 below.
     """
     tops = dict(
-        zip(product((RELU, SIGMOID), NETWORKS), (plain, normalised, sigmoid_plain, sigmoid))
+        zip(product((RELU, SIGMOID), NETWORKS), (plain, normalised, sigmoid_plain, sigmoid), strict=True)
     )
     records = []
     for (activation, network), top in tops.items():
