@@ -69,6 +69,20 @@ EXPERIMENTS = (
         {"quick": 0.3, "long": 3},
     ),
     Experiment(
+        "initial_scale",
+        "With batch norm, the scale of the first weights matters less",
+        "With batch norm, the scale of the first weights matters as much here",
+        "Ioffe & Szegedy 2015, section 1; Long",
+        {"quick": 0.5, "long": 5},
+    ),
+    Experiment(
+        "scale_invariance",
+        "Weight decay before batch norm sets the rate of learning",
+        "Weight decay before batch norm does not set the rate of learning here",
+        "Ioffe & Szegedy 2015, section 3.3; van Laarhoven 2017; Hoffer et al. 2018; Arora 2019",
+        {"quick": 0.5, "long": 2},
+    ),
+    Experiment(
         "placement",
         "Before or after the activation, batch norm works",
         "Before or after the activation is not the same here",

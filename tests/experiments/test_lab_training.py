@@ -1,4 +1,4 @@
-"""Judges of learning_rate, placement and optimizers on made-up records; their arithmetic."""
+"""Judges of placement and optimizers on made-up records; their arithmetic."""
 
 from itertools import product
 
@@ -12,12 +12,10 @@ from experiments.common import plots
 from experiments.common.claims import FAILS, HOLDS, IN_PART, UNDECIDED, Interval, overall, provided
 from experiments.common.histories import log_speed_up
 from experiments.common.models import ACTIVATIONS
-from experiments.common.rates import SGD, at_rate
+from experiments.common.rates import SGD
 from experiments.common.records import without_nan
-from experiments.common.settings import NETWORKS, NORMALISED, PLAIN
-from experiments.lab import learning_rate, optimizers, placement
-from experiments.lab.learning_rate.settings import RELU, SIGMOID, LearningRateSettings
-from experiments.lab.learning_rate.settings import trial_name as rate_name
+from experiments.common.settings import NETWORKS, NORMALISED
+from experiments.lab import optimizers, placement
 from experiments.lab.optimizers.networks import moves
 from experiments.lab.optimizers.settings import OPTIMIZERS
 from experiments.lab.optimizers.settings import trial_name as optimizer_name
@@ -47,83 +45,6 @@ def verdicts(module, records, settings=None) -> list[str]:
     claims = module.judge(records, settings)
     assert all(claim.found and claim.test for claim in claims)
     return [claim.verdict for claim in claims]
-
-
-# learning_rate
-
-RATES = LearningRateSettings(steps=100, rates=15)
-
-
-def sweep_records(top: dict, seeds: int = SEEDS) -> list[dict]:
-    """Networks that end at 95 % below a rate of `top` and at chance above.
-
-    The nearer to `top`, the more accurate; from `top` / 5 on the target is reached after 50 steps,
-    and after 100 below.
-    """
-    records = []
-    for activation, network in product((RELU, SIGMOID), NETWORKS):
-        for rate in RATES.grid:
-            usable = rate < top[activation, network]
-            final = 0.95 + 1e-4 * np.log(rate) if usable else 0.1
-            reached = 50 if rate > top[activation, network] / 5 else 100
-            name = rate_name(activation, network, rate)
-            records += history(name, final, reached, seeds)
-    return records
-
-
-def tops(plain: float, normalised: float, sigmoid_plain: float, sigmoid: float) -> dict:
-    keys = product((RELU, SIGMOID), NETWORKS)
-    return dict(zip(keys, (plain, normalised, sigmoid_plain, sigmoid), strict=True))
-
-
-def test_learning_rate_holds():
-    # Best without: 0.139 at 50 steps. 26.8 times that is 3.7, near the top with batch norm.
-    records = sweep_records(tops(0.2, 10.0, 0.0, 1.0))
-    found = verdicts(learning_rate, records, RATES)
-    assert found == [HOLDS, FAILS, FAILS, HOLDS, HOLDS]
-
-
-def test_learning_rate_without_any_advantage():
-    records = sweep_records(tops(0.2, 0.2, 0.2, 0.0))
-    assert verdicts(learning_rate, records, RATES) == [FAILS] * 5
-
-
-def test_sigmoids_that_train_either_way_hold_in_part():
-    records = sweep_records(tops(0.2, 10.0, 1.0, 1.0))
-    assert verdicts(learning_rate, records, RATES)[-1] == IN_PART
-
-
-def test_one_seed_decides_nothing_about_larger_rates():
-    records = sweep_records(tops(0.2, 10.0, 0.0, 1.0), seeds=1)
-    assert verdicts(learning_rate, records, RATES)[0] == UNDECIDED
-
-
-def test_nothing_trains_at_any_rate():
-    records = sweep_records(tops(0.0, 0.0, 0.0, 0.0))
-    assert verdicts(learning_rate, records, RATES) == [FAILS] * 5
-
-
-def test_speed_is_taken_at_five_and_thirty_times_the_best_rate():
-    records = sweep_records(tops(0.2, 3.0, 0.0, 1.0))
-    # Without batch norm the best rate, 0.139, now needs 100 steps; with it 0.72 needs 50, and 3.7
-    # is too large.
-    slow = rate_name(RELU, PLAIN, RATES.grid[6])
-    records = [r for r in records if r["network"] != slow] + history(slow, 0.96, 100)
-    claims = learning_rate.judge(records, RATES)[1:3]
-    rates = [claim.numbers["rate_with"] / claim.numbers["rate_without"] for claim in claims]
-    np.testing.assert_allclose(rates, [5.18, 26.8], rtol=0.01)
-    assert claims[0].numbers["rate_without"] == pytest.approx(RATES.grid[6])
-    assert [claim.verdict for claim in claims] == [HOLDS, FAILS]
-    assert "never in 4 of 4 seeds" in claims[1].found
-
-
-def test_at_rate_sets_the_rate_of_every_seed():
-    def create(params):
-        return TrainState.create(params=params, batch_stats={}, tx=SGD)
-
-    states = at_rate(0.25)(jax.vmap(create)({"w": jnp.ones((3, 2))}))  # three seeds
-    moved = jax.vmap(lambda s: s.apply_gradients({"w": jnp.ones(2)}, {}))(states)
-    np.testing.assert_allclose(moved.params["w"], 0.75)
 
 
 # placement
@@ -227,7 +148,6 @@ def test_moves_are_root_mean_squares_over_all_layers():
 
 NAN = float("nan")
 DIVERGED = {
-    learning_rate: (sweep_records(tops(0.0, 0.0, 0.0, 0.0), 1), RATES),
     placement: (
         placement_records(places(NAN, 0.1, 0.1), places(0, 0, 0), 1),
         PlacementSettings(steps=100),
