@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,7 +136,7 @@ def observe() -> optax.GradientTransformation:
         kernels = hidden_kernels(params)
         return Angles(jax.tree.map(lambda kernel: jnp.zeros(kernel.shape[1]), kernels))
 
-    def update(updates: Any, state: Angles, params: Any = None) -> tuple[Any, Angles]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def square(before: jax.Array, g: jax.Array, w: jax.Array) -> jax.Array:
             now = jnp.sum(g**2, 0) / jnp.sum(w**2, 0)
             return MEMORY * before + (1 - MEMORY) * now
@@ -173,7 +174,7 @@ def _hidden(params: Any) -> Any:
     return {key: params[key] for key in hidden_kernels(params)}
 
 
-def sizes(state: TrainState, test: Examples, *, model: MLP) -> Metrics:
+def sizes(state: TrainState, test: Examples, *, model: nn.Module) -> Metrics:
     """Test metrics, and over all hidden units the size, and gradient over size."""
     columns = [jnp.sum(kernel**2, 0) for kernel in hidden_kernels(state.params).values()]
     leaves = jax.tree.leaves(state.opt_state, is_leaf=_are_angles)
@@ -190,7 +191,7 @@ def _are_angles(node: Any) -> bool:
     return isinstance(node, Angles)
 
 
-def _arithmetic(model: MLP, settings: InvarianceSettings, data: Dataset) -> Iterator[Record]:
+def _arithmetic(model: nn.Module, settings: InvarianceSettings, data: Dataset) -> Iterator[Record]:
     """How far output and gradient are from what arithmetic says, relative to their size."""
     images, labels = (jnp.asarray(array[: settings.batch_size]) for array in data.train)
 
@@ -198,8 +199,8 @@ def _arithmetic(model: MLP, settings: InvarianceSettings, data: Dataset) -> Iter
     @jax.vmap
     def both(state: TrainState) -> tuple[Any, Any]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return logits, hidden_kernels(gradient(state, (images, labels), model=model))
+        applied: Any = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return applied[0], hidden_kernels(gradient(state, (images, labels), model=model))
 
     states = first_states(model, OPTIMIZER, settings.seeds, images.shape[1])
     outputs, gradients = both(states)
