@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from bnjax.core._axes import compute_dtype, zero_unless
+from bnjax.core._rows import without
+from bnjax.core._rule import Rule
 from bnjax.core._shift import deviations
 from bnjax.core._xla import once, remember_inputs
 
@@ -21,7 +23,7 @@ class Affine(NamedTuple):
     none in ``mean_lo``: the sum of both means is what varies.
     """
 
-    mean: jax.Array
+    mean: jax.Array | None
     mean_lo: jax.Array | None
     inv_std: jax.Array
     scale: jax.Array | None
@@ -29,31 +31,34 @@ class Affine(NamedTuple):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def affine(x: jax.Array, mask: jax.Array | None, by: Affine, dtype: DTypeLike) -> jax.Array:
-    """``x`` by given vectors, in the dtype of their mean, rounded once to ``dtype``."""
-    return affine_value(x, mask, by).astype(dtype)
+def affine(x: jax.Array, mask: jax.Array | None, by: Affine, rule: Rule) -> jax.Array:
+    """``x`` by given vectors, rounded once."""
+    return affine_value(x, mask, by, rule).astype(rule.dtype)
 
 
 @affine.defjvp
-def _affine_jvp(dtype, primals, tangents):
+def _affine_jvp(rule: Rule, primals, tangents):
     def tangent(x, mask, by, dx, dby):
-        return affine_tangent(x, mask, by, dx.astype(by.mean.dtype), dby).astype(dtype)
+        return affine_tangent(x, mask, by, dx.astype(rule.wide), dby, rule).astype(rule.dtype)
 
     (x, mask, by), (dx, _, dby) = primals, tangents
-    return affine(x, mask, by, dtype), remember_inputs(tangent)(x, mask, by, dx, dby)
+    return affine(x, mask, by, rule), remember_inputs(tangent)(x, mask, by, dx, dby)
 
 
-def affine_value(x: jax.Array, mask: jax.Array | None, by: Affine) -> jax.Array:
+def affine_value(x: jax.Array, mask: jax.Array | None, by: Affine, rule: Rule) -> jax.Array:
     """The map itself: one product and one sum an entry, with the shifts folded into one vector.
 
     An entry that is not live is ``bias`` to the last bit, whatever ``mean_lo`` is. Where ``scale``
     varies along axes that ``inv_std`` does not (layer norm), it is a factor of its own.
     """
     live = _live(x, mask)
-    centred = zero_unless(live, x.astype(by.mean.dtype) - by.mean)
+    x, mean_lo = x.astype(rule.wide), by.mean_lo
+    centred = zero_unless(live, x if by.mean is None else x - by.mean)
+    if rule.short_rows and mean_lo is not None:
+        centred, mean_lo = without(centred, mean_lo)
     scale_apart = not _of_same_features(by.inv_std, by.scale)
     gain = once(_gain(by.inv_std, None if scale_apart else by.scale, centred), by.inv_std)
-    shift = None if by.mean_lo is None else -by.mean_lo * gain
+    shift = None if mean_lo is None else -mean_lo * gain
     if live is None and not scale_apart and _of_same_features(by.inv_std, by.bias):
         shift = _sum(shift, by.bias)
         return centred * gain if shift is None else centred * gain + once(shift, by.inv_std)
@@ -64,7 +69,7 @@ def affine_value(x: jax.Array, mask: jax.Array | None, by: Affine) -> jax.Array:
 
 
 def affine_tangent(
-    x: jax.Array, mask: jax.Array | None, by: Affine, dx: jax.Array, dby: Any
+    x: jax.Array, mask: jax.Array | None, by: Affine, dx: jax.Array, dby: Any, rule: Rule
 ) -> jax.Array:
     r"""Tangent of :func:`affine_value`, through two vectors and no reduction of its own.
 
@@ -72,39 +77,41 @@ def affine_tangent(
         \dot y = g\,\dot x + (x - \mu)\,\dot g + u, \qquad
         u = \dot\beta - g\,\dot\mu - \mu_{lo}\,\dot g, \qquad g = \gamma / \sigma
 
-    ``dx`` is in the dtype of the mean. An entry that is not live is the constant ``bias``: its
-    tangent is that of ``bias`` alone.
+    ``dx`` is in the dtype of the arithmetic. An entry that is not live is the constant ``bias``:
+    its tangent is that of ``bias`` alone.
     The transpose needs :math:`\sum \bar y` and :math:`\sum \bar y (x - \mu)`, which one fused
     read of ``x`` and the cotangent gives, and one elementwise pass.
     """
     live = _live(x, mask)
+    about_mean = functools.partial(_centred, x.astype(rule.wide), live, by, rule)
     if by.scale is not None and not _of_same_features(by.inv_std, by.scale):
-        return _tangent_with_scale_apart(x, live, by, by.scale, dx, dby)
-    centred, mean_lo = _centred(x, live, by, 2)
+        return _tangent_with_scale_apart(about_mean, live, by, by.scale, dx, dby)
+    centred, mean_lo = about_mean(2)
     gain = once(_gain(by.inv_std, by.scale, centred), by.inv_std)
     dgain = _gain(dby.inv_std, by.scale, centred)
     if by.scale is not None:
         dgain = dgain + by.inv_std.astype(centred.dtype) * dby.scale
-    u = -gain * dby.mean - mean_lo * dgain
+    u = None if by.mean is None else -gain * dby.mean - mean_lo * dgain
     if live is None and _of_same_features(by.inv_std, dby.bias):
-        return gain * dx + centred * dgain + _sum(u, dby.bias)
-    return _sum(zero_unless(live, gain * dx + centred * dgain + u), dby.bias)
+        return _sum(gain * dx + centred * dgain, _sum(u, dby.bias))
+    return _sum(zero_unless(live, _sum(gain * dx + centred * dgain, u)), dby.bias)
 
 
-def _tangent_with_scale_apart(x, live, by: Affine, scale, dx, dby):
+def _tangent_with_scale_apart(about_mean, live, by: Affine, scale, dx, dby):
     """The same where ``scale`` varies along other axes than ``inv_std``: a product of two.
 
     The transpose has sums along the axes of both. Each is given vectors of its own, so that no
     product of the size of ``x`` is shared, which XLA on CPU would store.
     """
-    (centred, mean_lo), (again, again_lo) = _centred(x, live, by, 2), _centred(x, live, by, 3)
+    (centred, mean_lo), (again, again_lo) = about_mean(2), about_mean(3)
     inv_std, dinv_std = (v.astype(centred.dtype) for v in (by.inv_std, dby.inv_std))
     scales = [once(scale, k * jnp.real(scale)) for k in (1, 2)]
     other = once(inv_std, 2 * jnp.real(inv_std))
-    u = -inv_std * dby.mean - mean_lo * dinv_std
-    dy = inv_std * dx * scale + centred * dinv_std * scales[0] + u * scales[1]
-    dy = zero_unless(live, dy + (again - again_lo) * other * dby.scale)
-    return _sum(dy, dby.bias)
+    u = None if by.mean is None else -inv_std * dby.mean - mean_lo * dinv_std
+    dy = inv_std * dx * scale + centred * dinv_std * scales[0]
+    if u is not None:
+        dy, again = dy + u * scales[1], again - again_lo
+    return _sum(zero_unless(live, dy + again * other * dby.scale), dby.bias)
 
 
 def inverse_std(
@@ -139,9 +146,11 @@ def _live(x, mask):
     return None if mask is None else mask | jnp.isfinite(x)
 
 
-def _centred(x, live, by: Affine, reader: int):
+def _centred(x, live, by: Affine, rule: Rule, reader: int):
     """``x - mean`` about a shift of the reader's own, and what is still to be subtracted."""
-    centred, rest = deviations(x, by.mean, live, reader)
+    if by.mean is None:
+        return zero_unless(live, x), None
+    centred, rest = deviations(x, by.mean, live, reader, rule.short_rows)
     return centred, rest if by.mean_lo is None else rest + by.mean_lo
 
 

@@ -4,8 +4,8 @@ Any shift will do that lies within a few standard deviations of the mean: the va
 bits that its distance takes, and the mean none. What it costs in time is another matter:
 
 * On CPU a sample of ``x``, an eighth of a pass; each sum about a shift of its own.
-* On GPU the same, with sums that keep its many threads busy. (To branch as on TPU, the host would
-  wait for the device.)
+* On GPU the same, with sums that keep its many threads busy; but short rows as in `_rows`. (To
+  branch as on TPU, the host would wait for the device.)
 * On TPU the convolution before sums what it writes, if the shift is known by then. So a guess, such
   as the running mean; where that is too far off, a branch that is rarely taken sums once more.
 """
@@ -21,6 +21,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from bnjax.core._axes import zero_unless
+from bnjax.core._rows import centre_of_rows
 from bnjax.core._rule import Rule
 from bnjax.core._shift import deviations, sample, too_far
 from bnjax.core._sums import (
@@ -55,10 +56,11 @@ def centred(
     """
     by_sample = functools.partial(_by_sample, rule=rule)
     by_guess = functools.partial(_by_guess, rule=rule)
+    by_rows = functools.partial(_by_rows, rule=rule)
     return by_platform(
         *(x, mask, guess, weight),
         cpu=functools.partial(by_sample, readers=(0, 2)),
-        gpu=functools.partial(by_sample, sum_of=sum_in_steps),
+        gpu=by_rows if rule.short_rows else functools.partial(by_sample, sum_of=sum_in_steps),
         tpu=by_sample if guess is None else by_guess,
     )
 
@@ -66,6 +68,10 @@ def centred(
 def _by_sample(x, mask, guess, weight, rule: Rule, sum_of=sum_of, readers=(0, 0)) -> Centred:
     shift = pin(mean_of(*sample(x, mask, weight, rule), rule.axes, sum_of))
     return _about(shift, x, mask, weight, rule, sum_of, readers)
+
+
+def _by_rows(x, mask, guess, weight, rule: Rule) -> Centred:
+    return Centred(*centre_of_rows(x, weight, rule))
 
 
 def _by_guess(x, mask, guess, weight, rule: Rule) -> Centred:

@@ -50,6 +50,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax.core._axes import Axes, other_axes
 from bnjax.core._checks import as_inexact, canonical_axes, check_choice
 from bnjax.core._merge import AxisName, IndexGroups
+from bnjax.core._rows import in_one_kernel
 from bnjax.core._rule import Inputs, Rule, inputs_for, rule_for
 from bnjax.core._standardize import standardize
 from bnjax.core._warn import warn
@@ -244,6 +245,7 @@ def apply_rule(
 @functools.partial(jax.jit, static_argnames="rule")
 def by_own_statistics(inputs: Inputs, rule: Rule) -> jax.Array:
     """The norm itself."""
+    rule = rule._replace(short_rows=in_one_kernel(inputs.x, inputs.mask, rule))
     guess = None
     if rule.near_zero:
         ones = (1 if a in rule.axes else n for a, n in enumerate(inputs.x.shape))

@@ -66,7 +66,7 @@ def normalize(
 def _normalize(x: jax.Array, mean: jax.Array, var: jax.Array, rule: Rule) -> jax.Array:
     mean, var = rule.expand(mean, x.shape).astype(rule.wide), rule.expand(var, x.shape)
     inv_std = inverse_std(var, rule.epsilon, dtype=real_dtype(rule.wide))
-    return affine(x, None, Affine(mean, None, inv_std, None, None), rule.dtype)
+    return affine(x, None, Affine(mean, None, inv_std, None, None), rule)
 
 
 def scale_shift(

@@ -96,7 +96,7 @@ def _evaluate(inputs: Inputs, stats: BatchStats, rule: Rule, poison: bool):
     var = jnp.where(never_updated(stats), jnp.nan, stats.var) if poison else stats.var
     mean, inv_std = _vectors(inputs.x, stats._replace(var=var), rule)
     by = Affine(mean, None, inv_std, *inputs.params(rule))
-    return affine(inputs.x, inputs.mask, by, rule.dtype)
+    return affine(inputs.x, inputs.mask, by, rule)
 
 
 @functools.partial(jax.jit, static_argnames="rule")

@@ -32,6 +32,7 @@ class Rule(NamedTuple):
     over: Over = Over()
     about_mean: bool = True  # False: about zero, as in RMS norm
     near_zero: bool = False  # whether zero is a good guess of the mean
+    short_rows: bool = False  # whether each set is one, see `_rows`
     virtual_batch_size: int | None = None
 
     def values_a_mean(self, shape: tuple[int, ...]) -> int:

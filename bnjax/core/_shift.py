@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from bnjax.core._axes import zero_unless
 from bnjax.core._rule import Rule
 from bnjax.core._sharding import spec_of
 from bnjax.core._sums import abs_sq, count_and_weight
-from bnjax.core._xla import pin
+from bnjax.core._xla import by_platform, pin
 
 SMALL = 2**16  # elements, below which a sample saves no run time but still costs compile time
 PARTS = 8  # of the data, of which one is the sample; and how far a guess may be, see below
 
 
 def deviations(
-    x: jax.Array, near: jax.Array, counts: jax.Array | None, reader: int
+    x: jax.Array,
+    near: jax.Array,
+    counts: jax.Array | None,
+    reader: int,
+    short_rows: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """``x - near``: deviations from a shift close to ``near``, and the vector still to subtract.
 
     Each ``reader`` gets a shift of its own, ``near`` rounded to so many bits less. Were two sums,
     or the forward and the backward pass, about the same one, XLA would find the same ``x - shift``
     in both and store it for them; a difference from another number is computed on the fly in each.
-    Where ``counts`` is False the deviation is 0.
+    Of ``short_rows`` all readers on GPU share one, see `_rows`. Where ``counts`` is False the
+    deviation is 0.
     """
+    own = functools.partial(_own_shift, reader=reader)
+    if short_rows:
+        shift, rest = by_platform(near, cpu=own, gpu=_shared_shift, tpu=own)
+    else:
+        shift, rest = own(near)
+    return zero_unless(counts, x.astype(near.dtype) - shift), rest
+
+
+def _own_shift(near, reader):
     shift = pin(near, reader) if reader else near
-    return zero_unless(counts, x.astype(near.dtype) - shift), near - shift
+    return shift, near - shift
+
+
+def _shared_shift(near):
+    return near, jnp.zeros_like(near)
 
 
 def sample(

@@ -16,6 +16,7 @@ from bnjax.core._affine import (
     inverse_std,
     inverse_std_tangent,
 )
+from bnjax.core._rows import CACHED
 from bnjax.core._rule import Rule
 from bnjax.core._statistics import Statistics, statistics, statistics_tangent
 from bnjax.core._xla import name_statistics, remember_inputs
@@ -67,8 +68,10 @@ def _value(x, mask, scale, bias, correction, guess, rule: Rule):
     # Only a mask can leave a feature without data (and an empty batch has no output).
     inv_std = inverse_std(stats.var, rule.epsilon, None if mask is None else stats.count)
     corrected = _corrected(stats, correction, rule.epsilon)
-    by = Affine(stats.mean, stats.mean_lo, inv_std, *corrected(scale, bias))
-    return affine_value(x, mask, by).astype(rule.dtype), stats, by, corrected
+    mean = (stats.mean, stats.mean_lo) if rule.about_mean else (None, None)
+    by = Affine(*mean, inv_std, *corrected(scale, bias))
+    y = affine_value(x, mask, by, rule).astype(rule.dtype)
+    return y, stats, by, corrected
 
 
 @standardize.defjvp
@@ -81,10 +84,11 @@ def _standardize_jvp(rule: Rule, primals, tangents):
         dstats = statistics_tangent(x, mask, stats, dx, rule, like=by.inv_std)
         dinv_std = inverse_std_tangent(by.inv_std, dstats.var)
         dby = Affine(dstats.mean, None, dinv_std, dscale, dbias)
-        return affine_tangent(x, mask, by, dx, dby).astype(rule.dtype), dstats
+        return affine_tangent(x, mask, by, dx, dby, rule).astype(rule.dtype), dstats
 
     x, mask, scale, bias, correction, guess = primals
     dx, _, dscale, dbias, *_ = tangents
+    rule = rule._replace(short_rows=rule.short_rows and (scale is None or x.size <= CACHED))
     # In the open, so that the policy can keep the statistics and repeat the rest.
     y, stats, by, corrected = _value(x, mask, scale, bias, correction, guess, rule)
     # The correction is a constant, and linear in scale and bias.

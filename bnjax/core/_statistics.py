@@ -136,7 +136,7 @@ def statistics_tangent(
     if not rule.about_mean:
         (cov,) = sum_over(once(sum_of(inner(zero_unless(mask, x), dx), axes), like), over=over)
         return Statistics(*nothing, 2 * times(cov, weight))
-    d, rest = deviations(x, stats.mean, mask, 1)
+    d, rest = deviations(x, stats.mean, mask, 1, rule.short_rows)
     sums = sum_of(dx, axes), sum_of(inner(d, dx), axes).astype(dx.dtype)
     dmean, cov = (times(v, weight) for v in sum_over(*(once(v, like) for v in sums), over=over))
     dvar = 2 * (real_of(cov) - inner(rest + stats.mean_lo, dmean))

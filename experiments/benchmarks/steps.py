@@ -37,11 +37,9 @@ def ratio(program: str) -> str:
 
 
 CLAIMS = (
-    Claim("a training step takes no longer", ratio(RESNET), 1.02, aim=1.0),
-    *(
-        Claim(f"a training step with {kind} takes no longer", ratio(f"{TRANSFORMER}, {kind}"), 1.02)
-        for kind in (LAYER, RMS)
-    ),
+    Claim("a training step takes little longer", ratio(RESNET), 1.05, aim=1.0),
+    Claim(f"{LAYER}: no longer", ratio(f"{TRANSFORMER}, {LAYER}"), 1.0),
+    Claim(f"{RMS}: little longer", ratio(f"{TRANSFORMER}, {RMS}"), 1.06, aim=1.0),
 )
 
 

@@ -1,6 +1,7 @@
 """Layer, instance, group and RMS norm against the reference mathematics, and against each other."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +208,20 @@ def test_the_backward_pass_keeps_x_and_vectors():
         kept = [v for v in jax.tree.leaves(pullback) if v.size >= x.size]
         assert [v.dtype for v in kept] == [jnp.bfloat16]
         assert all(v.size <= max(sets, 8) for v in jax.tree.leaves(pullback) if v.size < x.size)
+
+
+@pytest.mark.parametrize(("norm", "forward", "backward"), [("rms", 1, 1), ("layer", 3, 2)])
+def test_sums_along_a_row(norm, forward, backward):
+    """Of layer norm one is that of the sample."""
+    x = np.ones((8, 64), np.float32)
+
+    def sums(function):
+        compiled = jax.jit(function).lower(x, np.ones(64, np.float32)).compile()
+        return len(re.findall(r" reduce\(.*dimensions=\{1\}", compiled.as_text()))
+
+    y = functools.partial(NORMS[norm][0], bias=None)
+    gradients = jax.grad(lambda *args: jnp.sum(jnp.sin(y(*args)) ** 2), (0, 1))
+    assert (sums(y), sums(gradients)) == (forward, forward + backward)
 
 
 @pytest.mark.compiled("quickly")
