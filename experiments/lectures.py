@@ -40,7 +40,7 @@ SENTENCES = (
         ("It works with any activation: logistic, tanh, ReLU", "placement", "before: works"),
         ("Net inputs are normalised by the mini-batch", "batch_dependence", "one large network"),
         ("A small epsilon avoids division by zero", "epsilon", "against division by 0"),
-        ("Scale and shift are learned", "optimizers", "all optimizers learn them"),
+        ("Scale and shift are learned", "optimizers", "all four learn them"),
         ("They can undo step 1: gamma = sigma, beta = mu", "affine", "they can undo step 1"),
         ("Whether they do depends", "trained_affine", "whether undone depends"),
         ("Steps 1 + 2 work better than step 1 alone", "trained_affine", "1 + 2 beat 1 alone"),
@@ -55,7 +55,7 @@ SENTENCES = (
         ("... as a much larger rate can be used", "feature_scaling", "larger rates are stable"),
         ("z-tilde in place of z lets a sigmoid use its bend", "affine", "wider sigmoid inputs"),
         ("b is cancelled by the mean", "affine", "no gradient for a bias"),
-        ("Momentum, RMSprop and Adam learn them too", "optimizers", "all optimizers learn them"),
+        ("Momentum, RMSprop and Adam learn them too", "optimizers", "all four learn them"),
         (
             "Later weights are more robust to earlier layers",
             "steadiness",

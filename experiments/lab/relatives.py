@@ -114,7 +114,7 @@ class Settings(TargetSettings):
 
 
 PRESETS = {
-    "quick": Settings(steps=120, eval_every=6),
+    "quick": Settings(steps=80, eval_every=4),
     "long": Settings(data="mnist", steps=1500, eval_every=75, rates=(0.1, 0.3, 1.0)),
 }
 
