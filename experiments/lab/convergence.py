@@ -73,7 +73,7 @@ class Settings(TargetSettings):
 
 
 PRESETS = {
-    "quick": Settings(steps=1500, eval_every=20),
+    "quick": Settings(steps=1000, eval_every=20),
     "long": Settings(data="mnist", steps=10_000, eval_every=100),
     "paper": Settings(data="mnist", steps=50_000, eval_every=250),
 }

@@ -147,7 +147,7 @@ def test_list_names_claim_source_data_steps_and_minutes(capsys):
         "convergence",
         "Batch norm trains faster and steadier",
         "Ioffe & Szegedy 2015, section 4.1, Fig. 1",
-        "digits, 1,500 steps, 0.7 min",
+        "digits, 1,000 steps, 1 min",
         "MNIST, 10,000 steps, 8 min",
         "MNIST, 50,000 steps, 40 min",
     ]
