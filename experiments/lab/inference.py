@@ -255,7 +255,8 @@ def _draw_training(ax: Axes, records: Sequence[Record], settings: Settings) -> N
     stretch_accuracy(ax, 0.3, 0.993)
     ax.axvline(settings.memory, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
     look_back = f"averages look back \non {settings.memory:.0f} steps "
-    ax.text(settings.memory, 0.98, look_back, color=GREY, fontsize=9, ha="right")
+    # Clipped, for a run may be shorter than that.
+    ax.text(settings.memory, 0.98, look_back, color=GREY, fontsize=9, ha="right", clip_on=True)
     ax.set_xlabel("training step (log scale)")
     ax.legend(loc="lower right", **OPAQUE)
     entitle(ax, "while it trains, by statistics", "a")
