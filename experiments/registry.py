@@ -60,7 +60,7 @@ EXPERIMENTS = (
         "Features of unlike scale make a ravine; standardising rounds it",
         "Features of unlike scale make no ravine here",
         "Lee; Ng",
-        {"quick": 0.1, "long": 0.2},
+        {"quick": 0.1, "long": 0.5},
     ),
     Experiment(
         "epsilon",
@@ -172,7 +172,7 @@ EXPERIMENTS = (
         "At test, running averages stand in for the batch",
         "Running averages do not stand in for the batch here",
         "Lee; Ng; Wu & Johnson 2021",
-        {"quick": 0.3, "long": 1.5},
+        {"quick": 0.3, "long": 2.2},
     ),
     Experiment(
         "running_average",
@@ -186,7 +186,7 @@ EXPERIMENTS = (
         "Statistics adapted to new data help",
         "Statistics adapted to new data do not help here",
         "Ng; Li et al. 2016; Schneider et al. 2020",
-        {"quick": 0.2, "long": 1.5},
+        {"quick": 0.2, "long": 2},
     ),
     Experiment(
         "landscape",

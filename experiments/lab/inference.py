@@ -254,9 +254,11 @@ def _draw_training(ax: Axes, records: Sequence[Record], settings: Settings) -> N
     stretch_steps(ax, settings, LogLocator(subs=(1, 2, 5)))
     stretch_accuracy(ax, 0.3, 0.993)
     ax.axvline(settings.memory, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
-    look_back = f"averages look back \non {settings.memory:.0f} steps "
+    late = settings.memory > 4 * settings.eval_every  # there is room before it
+    look_back = f" averages look back \n on {settings.memory:.0f} steps "
+    style: dict[str, Any] = {"color": GREY, "fontsize": 9, "ha": "right" if late else "left"}
     # Clipped, for a run may be shorter than that.
-    ax.text(settings.memory, 0.98, look_back, color=GREY, fontsize=9, ha="right", clip_on=True)
+    ax.text(settings.memory, 0.98, look_back, clip_on=True, **style)
     ax.set_xlabel("training step (log scale)")
     ax.legend(loc="lower right", **OPAQUE)
     entitle(ax, "while it trains, by statistics", "a")
