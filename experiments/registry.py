@@ -81,7 +81,7 @@ EXPERIMENTS = (
         "Batch norm keeps deep networks from collapsing to rank one",
         "Batch norm does not keep deep networks from collapsing here",
         "Daneshmand et al. 2020; Yang et al. 2019; De & Smith 2020",
-        {"quick": 0.3, "long": 3},
+        {"quick": 0.3, "long": 1.4},
     ),
     Experiment(
         "initial_scale",

@@ -244,7 +244,7 @@ def _draw_ranks(ax: Axes, records: Sequence[Record], settings: RankSettings) -> 
     set_ticks(ax.yaxis, FixedLocator((1, 2, 5, 10, 20, 50)))
     ax.set_ylabel("effective rank\n(log scale)")
     ax.set_xlabel(f"layer, of {settings.depth}")
-    ax.set_ylim(0.9, 200)  # the legend goes above
+    ax.set_ylim(0.9, 6 * ax.dataLim.y1)  # the legend goes above
     ax.legend(loc="upper center", ncols=2, fontsize=9, **OPAQUE)
     entitle(ax, "directions left by layer", "a")
 
