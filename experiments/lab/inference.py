@@ -256,9 +256,9 @@ def _draw_training(ax: Axes, records: Sequence[Record], settings: Settings) -> N
     ax.axvline(settings.memory, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
     late = settings.memory > 4 * settings.eval_every  # there is room before it
     look_back = f" averages look back \n on {settings.memory:.0f} steps "
-    style: dict[str, Any] = {"color": GREY, "fontsize": 9, "ha": "right" if late else "left"}
+    written: dict[str, Any] = {"color": GREY, "fontsize": 9, "ha": "right" if late else "left"}
     # Clipped, for a run may be shorter than that.
-    ax.text(settings.memory, 0.98, look_back, clip_on=True, **style)
+    ax.text(settings.memory, 0.98, look_back, clip_on=True, **written)
     ax.set_xlabel("training step (log scale)")
     ax.legend(loc="lower right", **OPAQUE)
     entitle(ax, "while it trains, by statistics", "a")
