@@ -16,6 +16,8 @@ from experiments.common.loop import Examples, first_states
 from experiments.common.metrics import gradient
 from experiments.common.rates import SGD
 
+YANG = (np.pi / (np.pi - 1)) ** 0.5  # growth of the gradient a layer of ReLUs; Yang et al. 2019
+
 
 def linear(x: jax.Array) -> jax.Array:
     """No activation."""

@@ -28,6 +28,11 @@ def final(records: Sequence[Record], network: str, name: str) -> np.ndarray:
     return final_mean(*series(records, network, name))
 
 
+def last(records: Sequence[Record], network: str, name: str) -> np.ndarray:
+    """One metric of one network after the last step, (seeds,)."""
+    return series(records, network, name)[1][:, -1]
+
+
 def geometric_mean(values: Sequence[float] | np.ndarray) -> float:
     """The mean over seeds of what is compared by ratios, such as steps or learning rates."""
     return float(np.exp(np.log(values).mean()))

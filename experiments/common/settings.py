@@ -1,7 +1,7 @@
 """The settings that all training experiments share, and the two networks that most compare."""
 
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
 DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}  # in words
 PLAIN, NORMALISED = NETWORKS = ("without batch norm", "with batch norm")
@@ -61,6 +61,31 @@ class TargetSettings(Settings):
     def target_accuracy(self) -> float:
         """Steps are counted to this test accuracy, and from it on a network counts as trained."""
         return self.targets[self.data]
+
+
+@dataclass(frozen=True)
+class SameImages(Settings):
+    """Settings of an experiment that shows as many images in batches of any size.
+
+    Steps, rates and momentum are those of `batch_size`, and change in proportion with the size.
+    """
+
+    unused: ClassVar[tuple[str, ...]] = ("learning_rate", "batch_size")
+    batch_size: int = 64
+    rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    momentum: float = 0.9  # weight of the old value in running averages
+
+    def at(self, size: int) -> Self:
+        """The settings for as many images in batches of `size`."""
+        share = size / self.batch_size
+        return replace(
+            self,
+            batch_size=size,
+            steps=max(1, round(self.steps / share)),
+            eval_every=max(1, round(self.eval_every / share)),
+            rates=tuple(rate * share for rate in self.rates),
+            momentum=self.momentum**share,
+        )
 
 
 @dataclass(frozen=True)

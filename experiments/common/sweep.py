@@ -5,7 +5,7 @@ Images held out of the training set (`experiments.common.data.hold_out`) choose 
 images then judge what came of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +15,8 @@ from matplotlib.ticker import LogLocator
 
 from experiments.common.data import Dataset
 from experiments.common.histories import final, steps_to_target
-from experiments.common.plots import draw_band, set_ticks
+from experiments.common.panels import near_best
+from experiments.common.plots import draw_band, entitle, set_ticks
 from experiments.common.rates import SGD
 from experiments.common.rates import at_rate as set_rate
 from experiments.common.records import Record, series
@@ -76,6 +77,38 @@ def best_rate(
     """The rate with the best mean score over seeds."""
     means = [float(score(records, at_rate(network, rate)).mean()) for rate in rates]
     return rates[int(np.argmax(means))]
+
+
+def best_trials(
+    records: Sequence[Record],
+    networks: Iterable[str],
+    rates: Sequence[float],
+    score: Score = by_accuracy,
+) -> dict[str, str]:
+    """Of each network the trial at the rate that `score` finds best."""
+    return {n: at_rate(n, best_rate(records, n, rates, score)) for n in networks}
+
+
+def draw_fits(
+    loss: Axes,
+    accuracy: Axes,
+    records: Sequence[Record],
+    rates: Sequence[float],
+    looks: Mapping[str, tuple[str, str]],
+) -> None:
+    """Training loss where each network fits best, and beside it accuracy by rate.
+
+    `looks` are a colour and a line style by network.
+    """
+    for network, trial in best_trials(records, looks, rates, by_fit).items():
+        color, style = looks[network]
+        steps, values = series(records, trial, "train_loss")
+        draw_band(loss, steps[1:], values[:, 1:], color, network, style)
+        draw_sweep(accuracy, records, network, rates, color, style)
+    loss.set(yscale="log", xlabel="training step", ylabel="training loss (log scale)")
+    entitle(loss, "each where it fits best", "a")
+    near_best(accuracy)
+    entitle(accuracy, "accuracy by rate", "b")
 
 
 def rate_in_words(rate: float, rates: Sequence[float]) -> str:

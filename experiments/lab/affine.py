@@ -32,19 +32,18 @@ from matplotlib.ticker import PercentFormatter
 from bnjax.linen import BatchNorm
 from bnjax.training import TrainState
 from experiments.common.data import Dataset, hold_out
-from experiments.common.histories import final
+from experiments.common.histories import final, last
 from experiments.common.loop import Examples, Metrics
 from experiments.common.metrics import evaluate, gradient
 from experiments.common.models import MLP
 from experiments.common.norms import batch_norm
-from experiments.common.panels import legend_above, near_best
+from experiments.common.panels import legend_above
 from experiments.common.plots import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     PINK,
-    draw_band,
     draw_dots,
     entitle,
     narrow,
@@ -53,12 +52,11 @@ from experiments.common.records import Record, series
 from experiments.common.scales import draw_percentiles, norm_names, percentiles
 from experiments.common.settings import Settings as CommonSettings
 from experiments.common.sweep import (
-    Score,
     at_rate,
-    best_rate,
+    best_trials,
     by_accuracy,
     by_fit,
-    draw_sweep,
+    draw_fits,
     trained_at,
 )
 from experiments.common.trials import Trial, once
@@ -173,9 +171,9 @@ def undo(x: np.ndarray) -> float:
 
 def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     """The rows of the closing table."""
-    best = best_trials(records, settings, by_accuracy)
+    best = best_trials(records, AFFINE, settings.rates, by_accuracy)
     accuracy = {n: final(records, name, "test_accuracy") for n, name in best.items()}
-    fitted = best_trials(records, settings, by_fit)
+    fitted = best_trials(records, AFFINE, settings.rates, by_fit)
     loss = {n: final(records, name, "train_loss") for n, name in fitted.items()}
     words = {
         n: f"{best[n]}: test accuracy {accuracy[n].mean():.2%}; "
@@ -209,7 +207,7 @@ def _judge_help(accuracy: dict[str, np.ndarray], loss: dict[str, np.ndarray], fo
 
 
 def _judge_spread(records: Sequence[Record], trial: str) -> Row:
-    scale, shift = (_last(records, trial, f"rms_{name}") for name in ("scale", "bias"))
+    scale, shift = (last(records, trial, f"rms_{name}") for name in ("scale", "bias"))
     return claim(
         "wider sigmoid inputs",
         "a larger variance, or a mean other than 0, to make better use of the sigmoid",
@@ -221,7 +219,7 @@ def _judge_spread(records: Sequence[Record], trial: str) -> Row:
 
 def _identities(records: Sequence[Record], settings: Settings) -> list[Row]:
     rate = settings.rates[0]
-    roundings = _last(records, UNDONE, "roundings")
+    roundings = last(records, UNDONE, "roundings")
     shares = series(records, at_rate(REDUNDANT, rate), "bias_gradient")[1].max(1)
     losses = (series(records, at_rate(n, rate), "train_loss")[1][:, 1:] for n in (BOTH, REDUNDANT))
     without, with_bias = losses
@@ -251,30 +249,14 @@ def _identities(records: Sequence[Record], settings: Settings) -> list[Row]:
     ]
 
 
-def _last(records: Sequence[Record], trial: str, metric: str) -> np.ndarray:
-    return series(records, trial, metric)[1][:, -1]
-
-
-def best_trials(records: Sequence[Record], settings: Settings, score: Score) -> dict[str, str]:
-    """Of each network the trial at the rate that `score` finds best."""
-    rates = settings.rates
-    return {n: at_rate(n, best_rate(records, n, rates, score)) for n in AFFINE}
-
-
 def draw(records: Sequence[Record], settings: Settings) -> Figure:
     """Loss and error at the best rates, the sweeps that chose them, and what scales become."""
     figure = narrow(6.0)
     axes = figure.subplots(2, 2)
-    for name, trial in best_trials(records, settings, by_fit).items():
-        steps, loss = series(records, trial, "train_loss")
-        draw_band(axes[0, 0], steps[1:], loss[:, 1:], COLORS[name], name, STYLES[name])
-        draw_sweep(axes[0, 1], records, name, settings.rates, COLORS[name], STYLES[name])
-    axes[0, 0].set(yscale="log", xlabel="training step", ylabel="training loss (log scale)")
-    entitle(axes[0, 0], "each where it fits best", "a")
-    near_best(axes[0, 1])
-    entitle(axes[0, 1], "accuracy by rate", "b")
+    looks = {n: (COLORS[n], STYLES[n]) for n in AFFINE}
+    draw_fits(axes[0, 0], axes[0, 1], records, settings.rates, looks)
     legend_above(figure, axes[0, 0], 4)
-    best = best_trials(records, settings, by_accuracy)
+    best = best_trials(records, AFFINE, settings.rates, by_accuracy)
     _draw_errors(axes[1, 0], records, best)
     _draw_scales(axes[1, 1], records, best[BOTH], len(settings.hidden))
     return figure

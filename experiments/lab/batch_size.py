@@ -27,11 +27,10 @@ channel, and batch norm loses nothing. Wu & He's is a ResNet-50 on ImageNet, 100
 "long" makes two epochs of MNIST.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -61,7 +60,7 @@ from experiments.common.plots import (
     set_ticks,
 )
 from experiments.common.records import Record
-from experiments.common.settings import Settings as Common
+from experiments.common.settings import SameImages
 from experiments.common.sweep import at_rate, best_rate, by_accuracy, trained_at
 from experiments.common.trials import Trial
 from experiments.common.verdicts import Row, Test, claim, control
@@ -83,30 +82,15 @@ ERRORS = (1, 2, 3, 5, 10, 20, 30, 50, 90)  # ticks, in percent
 
 
 @dataclass(frozen=True)
-class Settings(Common):
+class Settings(SameImages):
     """`steps`, `eval_every`, `rates` and `momentum` are those of batches of 64 images."""
 
-    unused: ClassVar[tuple[str, ...]] = ("learning_rate", "batch_size")
-    batch_size: int = LARGE
     rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
-    momentum: float = 0.9  # weight of the old value in running averages
 
     @property
     def steps_in_words(self) -> str:
         """Such as "10,240 images at every batch size"."""
         return f"{self.steps * LARGE:,} images at every batch size, at its best rate"
-
-    def at(self, size: int) -> "Settings":
-        """The settings for as many images in batches of `size`."""
-        share = size / LARGE
-        return dataclasses.replace(
-            self,
-            batch_size=size,
-            steps=max(1, round(self.steps / share)),
-            eval_every=max(1, round(self.eval_every / share)),
-            rates=tuple(rate * share for rate in self.rates),
-            momentum=self.momentum**share,
-        )
 
 
 PRESETS = {

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, PercentFormatter, ScalarFormatter
 
 from experiments.common.data import Dataset, hold_out
-from experiments.common.deep import DeepNet, first_gradients
+from experiments.common.deep import YANG, DeepNet, first_gradients
 from experiments.common.histories import final
 from experiments.common.models import ACTIVATIONS
 from experiments.common.plots import (
@@ -52,7 +52,6 @@ from experiments.common.verdicts import DECADES, Row, Test, claim, control
 
 RELU, RESIDUAL, SIGMOID, TANH = KINDS = ("ReLU", "residual", "sigmoid", "tanh")
 TRAINED = (RELU, RESIDUAL, SIGMOID)
-YANG = (np.pi / (np.pi - 1)) ** 0.5  # a layer; Yang et al. 2019
 GRADIENT_BATCH = 250  # test images
 FLOOR = 1e-8  # of the norms in the picture; what is below is as good as 0
 LOOKS = {  # colour, line and marker of each network

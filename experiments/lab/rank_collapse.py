@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 
 from experiments.common.data import Dataset
-from experiments.common.deep import DeepNet, first_gradients, first_intermediates, linear
+from experiments.common.deep import YANG, DeepNet, first_gradients, first_intermediates, linear
 from experiments.common.plots import (
     BLUE,
     GREEN,
@@ -52,7 +52,6 @@ from experiments.common.trials import Trial, once
 from experiments.common.verdicts import PLAIN_NUMBER, TIMES, Row, Test, claim, control
 
 RELU, LINEAR, RESIDUAL = KINDS = ("ReLU", "linear", "residual")
-YANG = (np.pi / (np.pi - 1)) ** 0.5  # of the gradient, a layer
 GROWTH_MARGIN = np.log(1.02)  # a layer; 2.6 times after 48
 SLOPE_MARGIN = 0.1  # of the power 1/2
 FIRST_BLOCK = 5  # from which on the power is fitted

@@ -19,7 +19,6 @@ Wu & He's numbers are of a ResNet-50 on ImageNet with 32 images a GPU: group nor
 24.1 %, layer norm 25.3 %, instance norm 28.4 %, batch norm 23.6 %.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +57,7 @@ from experiments.common.plots import (
     set_ticks,
 )
 from experiments.common.records import Record, series
-from experiments.common.settings import TargetSettings
+from experiments.common.settings import SameImages, TargetSettings
 from experiments.common.sweep import at_rate, best_rate, by_accuracy, by_speed, trained_at
 from experiments.common.trials import Trial
 from experiments.common.verdicts import TIMES, Row, Test, claim, control
@@ -85,32 +84,17 @@ ERRORS = (1, 2, 3, 5, 10, 20, 30, 50, 90)  # ticks, in percent
 
 
 @dataclass(frozen=True)
-class Settings(TargetSettings):
+class Settings(SameImages, TargetSettings):
     """`steps`, `eval_every`, `rates` and `momentum` are those of batches of 64 images."""
 
-    unused: ClassVar[tuple[str, ...]] = ("learning_rate", "batch_size")
     targets: ClassVar[dict[str, float]] = {"digits": 0.9, "mnist": 0.95, "cifar10": 0.4}
-    batch_size: int = LARGE
     rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     widths: tuple[int, ...] = (32, 64)
-    momentum: float = 0.9  # weight of the old value in running averages
 
     @property
     def steps_in_words(self) -> str:
         """Such as "12,800 images in batches of 2 and of 64"."""
         return f"{self.steps * LARGE:,} images in batches of {SMALL} and of {LARGE}"
-
-    def at(self, size: int) -> "Settings":
-        """The settings for as many images in batches of `size`."""
-        share = size / LARGE
-        return dataclasses.replace(
-            self,
-            batch_size=size,
-            steps=max(1, round(self.steps / share)),
-            eval_every=max(1, round(self.eval_every / share)),
-            rates=tuple(rate * share for rate in self.rates),
-            momentum=self.momentum**share,
-        )
 
 
 PRESETS = {

@@ -37,34 +37,31 @@ from matplotlib.ticker import FixedLocator, PercentFormatter
 from bnjax.linen import BatchNorm
 from bnjax.training import TrainState
 from experiments.common.data import Dataset, hold_out
-from experiments.common.histories import final
+from experiments.common.histories import final, last
 from experiments.common.loop import Examples, Metrics
 from experiments.common.metrics import evaluate
 from experiments.common.models import lecun_mlp
 from experiments.common.norms import batch_norm
-from experiments.common.panels import legend_above, near_best
+from experiments.common.panels import legend_above
 from experiments.common.plots import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     PINK,
-    draw_band,
     draw_dots,
     entitle,
     narrow,
     set_ticks,
 )
-from experiments.common.records import Record, per_seed, series
+from experiments.common.records import Record, per_seed
 from experiments.common.scales import draw_percentiles, norm_names, percentiles
 from experiments.common.settings import Settings as CommonSettings
 from experiments.common.sweep import (
-    Score,
-    at_rate,
-    best_rate,
+    best_trials,
     by_accuracy,
     by_fit,
-    draw_sweep,
+    draw_fits,
     trained_at,
 )
 from experiments.common.trials import Trial, once
@@ -199,9 +196,9 @@ def _imitate(images: jax.Array, units: int, key: jax.Array) -> Metrics:
 
 def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     """The rows of the closing table."""
-    best = best_trials(records, settings, by_accuracy)
+    best = best_trials(records, NETWORKS, settings.rates, by_accuracy)
     accuracy = {n: final(records, name, "test_accuracy") for n, name in best.items()}
-    fitted = best_trials(records, settings, by_fit)
+    fitted = best_trials(records, NETWORKS, settings.rates, by_fit)
     loss = {n: np.log(final(records, name, "train_loss")) for n, name in fitted.items()}
     found = {
         n: f"{best[n]}: test accuracy {accuracy[n].mean():.2%}; "
@@ -243,7 +240,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
 
 
 def _judge_undone(records: Sequence[Record], classifier: str) -> Row:
-    classified, imitated = (_last(records, n, "undone") for n in (classifier, IMITATOR))
+    classified, imitated = (last(records, n, "undone") for n in (classifier, IMITATOR))
     return claim(
         "whether undone depends",
         "scale and shift can undo step 1; whether they do depends; those values are not optimal",
@@ -257,36 +254,20 @@ def _judge_undone(records: Sequence[Record], classifier: str) -> Row:
 
 def _count(records: Sequence[Record], names: dict[str, str]) -> Row:
     """Two vectors of the size of a bias a layer, and three units that have as many weights."""
-    numbers = {n: int(_last(records, name, "parameters")[0]) for n, name in names.items()}
+    numbers = {n: int(last(records, name, "parameters")[0]) for n, name in names.items()}
     words = ", ".join(f"{network}: {number:,}" for network, number in numbers.items())
     what = "two vectors of the size of the bias are added a layer; one pair a unit"
     return identity("parameters", what, words, "Raschka; Ng's quiz")
-
-
-def _last(records: Sequence[Record], trial: str, metric: str) -> np.ndarray:
-    return series(records, trial, metric)[1][:, -1]
-
-
-def best_trials(records: Sequence[Record], settings: Settings, score: Score) -> dict[str, str]:
-    """Of each network the trial at the rate that `score` finds best."""
-    rates = settings.rates
-    return {n: at_rate(n, best_rate(records, n, rates, score)) for n in NETWORKS}
 
 
 def draw(records: Sequence[Record], settings: Settings) -> Figure:
     """Loss at the best rates, their sweeps; what scales became, and how much they undo."""
     figure = narrow(6.2)
     axes = figure.subplots(2, 2)
-    for name, trial in best_trials(records, settings, by_fit).items():
-        steps, loss = series(records, trial, "train_loss")
-        draw_band(axes[0, 0], steps[1:], loss[:, 1:], COLORS[name], name, STYLES[name])
-        draw_sweep(axes[0, 1], records, name, settings.rates, COLORS[name], STYLES[name])
-    axes[0, 0].set(yscale="log", xlabel="training step", ylabel="training loss (log scale)")
-    entitle(axes[0, 0], "each where it fits best", "a")
-    near_best(axes[0, 1])
-    entitle(axes[0, 1], "accuracy by rate", "b")
+    looks = {n: (COLORS[n], STYLES[n]) for n in NETWORKS}
+    draw_fits(axes[0, 0], axes[0, 1], records, settings.rates, looks)
     legend_above(figure, axes[0, 0], 4)
-    classifier = best_trials(records, settings, by_accuracy)[BOTH]
+    classifier = best_trials(records, NETWORKS, settings.rates, by_accuracy)[BOTH]
     _draw_scales(axes[1, 0], records, classifier)
     _draw_undone(axes[1, 1], records, classifier)
     return figure
@@ -313,7 +294,7 @@ def _draw_scales(ax: Axes, records: Sequence[Record], classifier: str) -> None:
 def _draw_undone(ax: Axes, records: Sequence[Record], classifier: str) -> None:
     for place in range(len(PLACES)):
         trial, metric = (classifier, f"undone_{place}") if place else (IMITATOR, "undone")
-        draw_dots(ax, place, _last(records, trial, metric), BLUE if place else GREEN)
+        draw_dots(ax, place, last(records, trial, metric), BLUE if place else GREEN)
     for level in (0, 1):
         ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":")
     ax.set_xticks(range(len(PLACES)), PLACES)
