@@ -27,8 +27,8 @@ from bnjax.core._shift import deviations, sample, too_far
 from bnjax.core._sums import (
     abs_sq,
     double_word,
-    mean_of,
     mean_square_of,
+    settled_mean_of,
     sum_in_steps,
     sum_of,
 )
@@ -66,7 +66,7 @@ def centred(
 
 
 def _by_sample(x, mask, guess, weight, rule: Rule, sum_of=sum_of, readers=(0, 0)) -> Centred:
-    shift = pin(mean_of(*sample(x, mask, weight, rule), rule.axes, sum_of))
+    shift = pin(settled_mean_of(*sample(x, mask, weight, rule), rule.axes, sum_of))
     return _about(shift, x, mask, weight, rule, sum_of, readers)
 
 
@@ -87,8 +87,8 @@ def _repaired(x, mask, weight, far, found: Centred, rule: Rule) -> Centred:
     """
 
     def again(x, mask, weight, far, found):
-        mean = pin(mean_of(zero_unless(mask, x.astype(rule.wide)), weight, rule.axes))
-        better = _about(mean, x, mask, weight, rule)
+        mean = settled_mean_of(zero_unless(mask, x.astype(rule.wide)), weight, rule.axes)
+        better = _about(pin(mean), x, mask, weight, rule)
         return jax.tree.map(lambda new, old: jnp.where(far, new, old), better, found)
 
     def either(*args):
@@ -109,7 +109,7 @@ def _repaired(x, mask, weight, far, found: Centred, rule: Rule) -> Centred:
 def _about(shift, x, mask, weight, rule: Rule, sum_of=sum_of, readers=(0, 0)) -> Centred:
     """By a sum and a sum of squares about ``shift``."""
     d, _ = deviations(x, shift, mask, readers[0])
-    s = mean_of(d, weight, rule.axes, sum_of)
+    s = settled_mean_of(d, weight, rule.axes, sum_of)
     d, rest = deviations(x, shift, mask, readers[1])
     q = mean_square_of(d, weight, rule.axes, sum_of)
     var = jnp.maximum(q - abs_sq(s + rest), 0)

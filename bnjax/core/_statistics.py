@@ -26,7 +26,7 @@ from bnjax.core._sums import (
     sum_of,
     times,
 )
-from bnjax.core._xla import once, pin, remember_inputs
+from bnjax.core._xla import once, pin, remember_inputs, settled
 
 
 class Statistics(NamedTuple):
@@ -189,8 +189,8 @@ def merge_stack(stack: Statistics) -> Statistics:
     total = jnp.sum(stack.count, 0)
     share = stack.count * reciprocal(total)[None]
     share = share.reshape(share.shape + (1,) * (stack.mean.ndim - share.ndim))
-    shift = pin(jnp.sum(share.astype(dtype) * stack.mean, 0))
+    shift = pin(settled(jnp.sum(share.astype(dtype) * stack.mean, 0)))
     d = (stack.mean - shift[None]) + stack.mean_lo
-    s = jnp.sum(share.astype(dtype) * d, 0)
+    s = settled(jnp.sum(share.astype(dtype) * d, 0))
     var = jnp.sum(share * (stack.var + abs_sq(d - s[None])), 0)
     return Statistics(total, *double_word(shift, s, var), var)

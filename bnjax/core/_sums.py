@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from bnjax.core._axes import other_axes, size_of
 from bnjax.core._sharding import spec_of
-from bnjax.core._xla import pin
+from bnjax.core._xla import pin, settled
 
 SumOf = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 ROWS = 2**13  # from which on XLA for GPU sums columns in two steps by itself
@@ -67,9 +67,8 @@ def sum_in_steps(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         return _sum_of_cut(x, axes[0])
     # All axes but the first few make a run, or the last alone.
     first = next((i for i in range(1, len(axes)) if size_of(x.shape, axes[:i]) >= RUNS), -1)
-    # The barrier keeps XLA from making one sum of the two.
-    part = lax.optimization_barrier(sum_of(x, axes[first:]))
-    return sum_of(part, axes[:first])
+    # Settled, or XLA makes one sum of the two.
+    return sum_of(settled(sum_of(x, axes[first:])), axes[:first])
 
 
 def _sum_of_cut(x: jax.Array, axis: int) -> jax.Array:
@@ -79,7 +78,7 @@ def _sum_of_cut(x: jax.Array, axis: int) -> jax.Array:
     if runs == 1 or spec_of(x)[axis] is not None:
         return sum_of(x, (axis,))
     cut = x.reshape(*x.shape[:axis], runs, rows // runs, *x.shape[axis + 1 :])
-    return sum_of(lax.optimization_barrier(jnp.sum(cut, axis + 1)), (axis,))
+    return sum_of(settled(jnp.sum(cut, axis + 1)), (axis,))
 
 
 def mean_of(
@@ -87,6 +86,13 @@ def mean_of(
 ) -> jax.Array:
     """The mean."""
     return times(sum_of(v, axes), weight)
+
+
+def settled_mean_of(
+    v: jax.Array, weight: jax.Array, axes: tuple[int, ...], sum_of: SumOf = sum_of
+) -> jax.Array:
+    """The mean, to be subtracted here and added there."""
+    return times(settled(sum_of(v, axes)), weight)
 
 
 def mean_square_of(
