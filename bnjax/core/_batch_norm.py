@@ -8,15 +8,15 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax.core._axes import Axes
 from bnjax.core._batch_stats import update_for
 from bnjax.core._merge import AxisName, IndexGroups
-from bnjax.core._programs import SingleValue, State, Unseen, mode_for, run
+from bnjax.core._programs import MISSING, SingleValue, State, Unseen, check_state, mode_for, run
 from bnjax.core._rule import of_batch
 
 
 def batch_norm(
     x: ArrayLike,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    batch_stats: State,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    batch_stats: State = MISSING,
     *,
     train: bool,
     decay: float | jax.Array | None = 0.99,
@@ -74,10 +74,12 @@ def batch_norm(
       scale: γ, shape ``(*features)``, a scalar, or None for 1.
       bias: β, likewise, or None for 0.
       batch_stats: running statistics, from :func:`bnjax.init_batch_stats`; or a
-        :class:`bnjax.PendingUpdate` of them, where several batches make one update.
+        :class:`bnjax.PendingUpdate` of them, where several batches make one update. Needed; by
+        name where ``scale`` and ``bias`` are left out.
       train: True to normalise by the batch, False by ``batch_stats``. A Python bool.
-      decay: weight of the old running value; None averages all updates. A number, or for a
-        schedule a scalar array, perhaps traced: both are the same program.
+      decay: weight of the old running value (``momentum`` in Flax, ``1 - momentum`` in PyTorch);
+        None averages all updates. A number, or for a schedule a scalar array, perhaps traced: both
+        are the same program.
       epsilon: added to the variance, in units of ``x`` squared. With 0, a constant feature gives
         NaN in training, and one of running variance 0 in evaluation.
       axis: the feature axis or axes, which are *kept*: -1 for NHWC and (N, F), 1 for NCHW and
@@ -116,7 +118,8 @@ def batch_norm(
       leaves statistics and count as they were, in every mode.
 
     Raises:
-      TypeError: ``x`` is integer or boolean, or ``mask`` is not boolean.
+      TypeError: ``x`` is integer or boolean, ``mask`` is not boolean, or there are no
+        ``batch_stats``.
       ValueError: shapes do not fit, an option has an illegal value, or each feature has one
         value in training; each message names the argument and a remedy. All at trace time.
 
@@ -130,13 +133,14 @@ def batch_norm(
        [ 1.  1.]]
       >>> print(stats.mean, stats.count)
       [0.2 2. ] 1
-      >>> y, _ = bnjax.batch_norm(x, jnp.ones(2), jnp.zeros(2), stats, train=False)
+      >>> y, _ = bnjax.batch_norm(x, batch_stats=stats, train=False)  # neither scale nor bias
 
     Source: Ioffe & Szegedy (2015), Algorithms 1 and 2; Chan, Golub & LeVeque (1983) for the
     statistics; Hoffer et al. (2017) for virtual batches. PyTorch's ``momentum`` is ``1 - decay``
     and its running variance has ddof=1. Flax computes ``E[x²] - E[x]²`` by default, averages
     means over devices and has no count.
     """
+    check_state(batch_stats)
     options = epsilon, dtype, axis_name, axis_index_groups, virtual_batch_size
     inputs, rule = of_batch(x, mask, scale, bias, axis, *options)
     update = update_for(decay, ddof, debias, skip_nonfinite)

@@ -19,7 +19,16 @@ from bnjax.core._checks import (
     whole_number,
 )
 from bnjax.core._merge import AxisName, IndexGroups
-from bnjax.core._programs import Limits, SingleValue, State, Unseen, check_state, mode_for, run
+from bnjax.core._programs import (
+    MISSING,
+    Limits,
+    SingleValue,
+    State,
+    Unseen,
+    check_state,
+    mode_for,
+    run,
+)
 from bnjax.core._rule import of_batch
 
 Average = Literal["std", "var"]
@@ -29,9 +38,9 @@ Limit = float | jax.Array | Callable[[jax.Array], ArrayLike]
 
 def batch_renorm(
     x: ArrayLike,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    batch_stats: State,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    batch_stats: State = MISSING,
     *,
     train: bool,
     r_max: Limit = 3.0,
@@ -96,7 +105,7 @@ def batch_renorm(
       >>> x = jnp.array([[1.0], [3.0]])
       >>> stats = bnjax.BatchStats(jnp.array([1.0]), jnp.array([4.0]), jnp.array(9))
       >>> r_max = optax.linear_schedule(1.0, 3.0, transition_steps=10)
-      >>> y, _ = bnjax.batch_renorm(x, None, None, stats, train=True, r_max=r_max, d_max=5.0)
+      >>> y, _ = bnjax.batch_renorm(x, batch_stats=stats, train=True, r_max=r_max, d_max=5.0)
       >>> print(y.round(3).ravel())
       [0. 1.]
 
@@ -105,6 +114,7 @@ def batch_renorm(
     ``warmup_steps=100_000, average="var"``. Keras' ``renorm=True`` clips only what it is told to;
     PyTorch and Flax have nothing like it.
     """
+    check_state(batch_stats)
     options = epsilon, dtype, axis_name, axis_index_groups, virtual_batch_size
     inputs, rule = of_batch(x, mask, scale, bias, axis, *options)
     check_choice("average", average, get_args(Average))
@@ -117,7 +127,6 @@ def batch_renorm(
 
 def _limits(r_max: Limit, d_max: Limit, warmup_steps: int, state: State) -> Limits:
     """The limits now: 1 and 0 while warming up, with which there is no correction."""
-    check_state(state)
     count = state.before.count
 
     def now(limit: Any, name: str, least: float) -> Any:

@@ -184,8 +184,9 @@ def update_batch_stats(
     Args:
       stats: state before the update.
       moments: of the batch, from :func:`bnjax.moments`, merged if need be.
-      decay: weight of the old value, in [0, 1], or None: a number, or a scalar array, perhaps
-        traced, for a schedule; both are the same program.
+      decay: weight of the old value (``momentum`` in Flax, ``1 - momentum`` in PyTorch), in
+        [0, 1], or None: a number, or a scalar array, perhaps traced, for a schedule; both are the
+        same program.
       ddof: 0 stores the population variance, 1 the sample variance ``m2 / (count - 1)``.
       debias: see above.
       skip_nonfinite: leave everything as it was if any moment is infinite or NaN, as when loss

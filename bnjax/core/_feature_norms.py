@@ -60,8 +60,8 @@ SingleValue = Literal["error", "warn", "allow"]
 
 def layer_norm(
     x: ArrayLike,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
     *,
     axes: Axes = -1,
     param_axes: Axes | None = None,
@@ -122,7 +122,7 @@ def layer_norm(
 
 def rms_norm(
     x: ArrayLike,
-    scale: ArrayLike | None,
+    scale: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
     axes: Axes = -1,
@@ -166,8 +166,8 @@ def rms_norm(
 
 def instance_norm(
     x: ArrayLike,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
     *,
     axis: Axes = -1,
     epsilon: float = 1e-6,

@@ -15,8 +15,8 @@ from bnjax.core._sharding import cuttable, sharded_like
 
 def group_norm(
     x: ArrayLike,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
     *,
     num_groups: int | None = 32,
     group_size: int | None = None,

@@ -70,7 +70,11 @@ def _normalize(x: jax.Array, mean: jax.Array, var: jax.Array, rule: Rule) -> jax
 
 
 def scale_shift(
-    x_hat: ArrayLike, scale: ArrayLike | None, bias: ArrayLike | None, *, axis: Axes = -1
+    x_hat: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
 ) -> jax.Array:
     r"""The learned affine map of each feature, :math:`y = \gamma \hat x + \beta`.
 

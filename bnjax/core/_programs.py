@@ -25,6 +25,7 @@ from bnjax.core._warn import warn
 
 # Goes in and comes out: an update of the one or the other kind.
 State = TypeVar("State", BatchStats, PendingUpdate)
+MISSING: Any = None  # the default of an argument that is needed, and follows two that are not
 SingleValue = Literal["error", "warn", "allow", "running"]
 Unseen = Literal["warn", "nan", "allow"]
 
@@ -60,7 +61,6 @@ def run(
     inputs: Inputs, state: State, limits: Limits | None, rule: Rule, update: Update, mode: Mode
 ) -> tuple[jax.Array, State]:
     """The output, and the state after it; ``limits`` make it batch renorm."""
-    check_state(state)
     _check_fit(state.before, inputs.x, rule)
     if mode.train and fewest_values(inputs.x.shape, rule) == 1:
         mode = _of_single_values(mode, inputs.x.shape, rule)
@@ -136,6 +136,8 @@ def _vectors(x, stats: BatchStats, rule: Rule) -> tuple[jax.Array, jax.Array]:
 
 def check_state(state: Any) -> None:
     """Raise ``TypeError`` unless ``state`` is one."""
+    if state is MISSING:
+        raise TypeError(f"batch_stats is missing: give them by that name. {MAKE_ONE}")
     check_type("batch_stats", state, (BatchStats, PendingUpdate), MAKE_ONE)
 
 

@@ -18,7 +18,7 @@ from bnjax.core._sums import abs_sq
 
 
 def weight_norm(
-    w: ArrayLike, scale: ArrayLike | None, *, axis: Axes | None = -1, epsilon: float = 1e-12
+    w: ArrayLike, scale: ArrayLike | None = None, *, axis: Axes | None = -1, epsilon: float = 1e-12
 ) -> jax.Array:
     r"""Weights whose length and direction are separate parameters.
 

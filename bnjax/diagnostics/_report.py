@@ -118,8 +118,9 @@ def report(
         (or :class:`bnjax.BatchStats`), or the collection ``batch_moments`` that
         :func:`bnjax.training.begin_update` opens. By default that of ``variables``, if there.
         Layers without data are not compared.
-      decay: weight of the old value in the running averages (``momentum`` in Flax), to see what is
-        left of the initial values; leave it out if the layers debias.
+      decay: weight of the old value in the running averages (``momentum`` in Flax,
+        ``1 - momentum`` in PyTorch), to see what is left of the initial values; leave it out if the
+        layers debias.
       steps: number of updates so far; by default that which the layers count, if they do.
       epsilon: that of the layers; checkpoints do not tell it.
       limits: thresholds.

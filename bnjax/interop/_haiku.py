@@ -103,7 +103,8 @@ def to_haiku(
       params, state: which names, shapes and dtypes are expected: arrays, or
         ``jax.eval_shape(net.init, key, x)``. They are left as they are.
       rename, transposed: those of :func:`from_haiku`, from Haiku's names to paths.
-      decay: ``decay_rate`` of ``hk.BatchNorm``; needed where layers have a ``count``.
+      decay: ``decay_rate`` of ``hk.BatchNorm``, the weight of the old value (``momentum`` in Flax);
+        needed where layers have a ``count``.
       ignore: regular expression; names in which it is found, or whose leaves it is found in,
         keep their values.
 

@@ -288,7 +288,7 @@ def update_batch_stats(
         mean, var, count: running statistics, and the number of updates they have seen.
         batch_mean, batch_var: of the batch; `batch_var` is the population variance.
         n: number of valid entries in the batch, a scalar or one number a channel.
-        decay: weight of the old value; None gives every update the same weight.
+        decay: weight of the old value (``momentum`` in Flax); None gives every update the same.
         ddof: 1 stores the sample variance ``batch_var * n / (n - 1)``.
         debias: divide by the weights seen so far, so that the first update replaces the start.
 

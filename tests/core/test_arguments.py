@@ -130,6 +130,27 @@ def refuses(name, call, value):
     return False
 
 
+@pytest.mark.parametrize("norm", [bnjax.batch_norm, bnjax.batch_renorm])
+def test_scale_and_bias_may_be_left_out_and_running_statistics_may_not(norm):
+    y, stats = norm(X, batch_stats=STATS, train=True)
+    wanted = norm(X, None, None, STATS, train=True)
+    for a, b in zip((y, *stats), (wanted[0], *wanted[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for given in ((X,), (X, STATS), (X, V, V)):
+        with pytest.raises(TypeError, match="batch_stats is missing.*init_batch_stats"):
+            norm(*given, train=True)
+
+
+@pytest.mark.parametrize("bias", [None, V])
+@pytest.mark.parametrize("norm", [bnjax.layer_norm, bnjax.instance_norm, bnjax.scale_shift])
+def test_norms_by_name_are_norms_by_place(norm, bias):
+    x = X.reshape(2, 3, 4)
+    np.testing.assert_array_equal(norm(x, bias=bias), norm(x, None, bias))
+    grouped = bnjax.group_norm(x, bias=bias, num_groups=2)
+    np.testing.assert_array_equal(grouped, bnjax.group_norm(x, None, bias, num_groups=2))
+    np.testing.assert_array_equal(bnjax.rms_norm(x), bnjax.rms_norm(x, None))
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_of_a_function(name):
     legal, arguments = FUNCTIONS[name]
