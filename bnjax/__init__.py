@@ -7,6 +7,7 @@ libraries, ``bnjax.diagnostics`` tells what ails it; ``bnjax.testing`` is the fl
 Import them by name.
 """
 
+from bnjax import _oldest  # noqa: F401 (before what an older JAX lacks)
 from bnjax.core import (
     BatchStats,
     Moments,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # imported late, so that the first line comes at once
     from experiments.options import Benchmark, Train
 
 USER_ERROR = 2
-EXTRAS = (  # of bnjax[experiments]
+EXTRAS = (  # of the group `experiments` in pyproject.toml
     "filelock",
     "matplotlib",
     "orbax",
@@ -52,7 +52,7 @@ def _main(args: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
-        print(f"error: {error.name} is missing; pip install 'bnjax[experiments]'", file=sys.stderr)
+        print(f"error: {error.name} is missing; pip install --group experiments", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was", file=sys.stderr)

@@ -7,6 +7,7 @@ needed: `python -m experiments.benchmarks.summary FOLDER ...` writes the files a
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from operator import eq
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,12 +58,16 @@ def aims_table(folder: Path = COMMITTED) -> str:
 
 
 def aims_in_words(folder: Path = COMMITTED) -> str:
-    """The same as one sentence."""
+    """The same as one sentence, where what was said just before is not said again."""
     by_path: dict[str, list[str]] = {}
+    before: dict[str, list[str]] = {}
     for path, finding in _missed(folder):
+        words = finding.quantity.split(", ")
+        known = [*map(eq, before.get(path, []), words[:-1]), False].index(False)
         aim = f"aim {finding.aim:.4g}{', undecided' * (finding.verdict == UNDECIDED)}"
-        words = f"{finding.quantity} {finding.found:.2f} ({aim})"
-        by_path.setdefault(path, []).append(words)
+        new = f"{', '.join(words[known:])} {finding.found:.2f} ({aim})"
+        by_path.setdefault(path, []).append(new)
+        before[path] = words
     return "; ".join(f"`{path}`: {', '.join(words)}" for path, words in by_path.items())
 
 

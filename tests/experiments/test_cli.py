@@ -128,7 +128,7 @@ def test_a_missing_package_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.table", None)
     monkeypatch.setattr("experiments.cli.EXTRAS", ("rich.table",))
     assert main(["list"]) == 2
-    assert "pip install 'bnjax[experiments]'" in capsys.readouterr().err
+    assert "pip install --group experiments" in capsys.readouterr().err
 
 
 def test_help_is_no_error(capsys):

@@ -17,6 +17,7 @@ from experiments.common.records import write_packed
 from experiments.common.results import RECORDS
 from experiments.registry import EXPERIMENTS
 from experiments.report.collect import COMMITTED
+from tests._committed import needs_results
 
 RUN = ["run", "convergence", "--seeds", "2", "--steps", "2", "--eval-every", "1"]
 DEEP = "[" * 10**5
@@ -161,6 +162,7 @@ def test_other_records_are_named(result, finished, capsys):
     assert codes.count(2) > 10
 
 
+@needs_results
 def test_what_this_project_wrote_is_legal():
     folders = [path.parent for path in COMMITTED.rglob("summary.json")]
     assert {folder.name for folder in folders} == {each.name for each in EXPERIMENTS}
