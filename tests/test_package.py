@@ -110,6 +110,13 @@ def test_the_lock_holds_all_that_is_named():
     assert names - {"bnjax"} - set(re.findall(r"^(\S+)==", lock, re.M)) == set()
 
 
+def test_groups_build_on_extras_that_are_there():
+    """An installer only warns of others, and leaves out what they would have brought."""
+    named = re.findall(r"bnjax\[([\w,]+)\]", str(PROJECT["dependency-groups"]))
+    extras = {extra for each in named for extra in each.split(",")}
+    assert extras and extras <= set(PROJECT["project"]["optional-dependencies"])
+
+
 def test_the_oldest_versions_are_those_of_the_metadata():
     needed = PROJECT["project"]["dependencies"]
     assert {f"{name}>={oldest}" for name, oldest in _oldest.OLDEST.items()} <= set(needed)
