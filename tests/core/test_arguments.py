@@ -137,7 +137,7 @@ def test_scale_and_bias_may_be_left_out_and_running_statistics_may_not(norm):
     for a, b in zip((y, *stats), (wanted[0], *wanted[1]), strict=True):
         np.testing.assert_array_equal(a, b)
     for given in ((X,), (X, STATS), (X, V, V)):
-        with pytest.raises(TypeError, match="batch_stats is missing.*init_batch_stats"):
+        with pytest.raises(TypeError, match=r"batch_stats is missing.*init_batch_stats"):
             norm(*given, train=True)
 
 
