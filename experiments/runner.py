@@ -138,7 +138,7 @@ def redraw(folder: Path) -> None:
         raise UserError(f"{folder}: cannot write there ({error.strerror})") from None
     console = make_console()
     _print_rows(rows, console)
-    console.print(f"drawn: {path}", markup=False)
+    console.print(f"drawn: {path}", markup=False, soft_wrap=True)
 
 
 def choose_settings(experiment: Experiment, options: Run) -> Settings:
@@ -259,8 +259,10 @@ def _draw(
 
 
 def _print_rows(rows: list[Row], console: Console) -> None:
-    table = Table("", "claim", "source", "found", "verdict", show_lines=True)
+    table = Table("verdict", "claim and source", "found", show_lines=True)  # for narrow terminals
     for row in rows:
-        table.add_row(row.short, row.claim, row.source, row.found, row.verdict or f"({row.kind})")
+        source = f"\n({row.source})" if row.source else ""
+        words = f"{row.short}: {row.claim}{source}"
+        table.add_row(row.verdict or f"({row.kind})", words, row.found)
     console.print(table)
     console.print(RULE, style="dim")

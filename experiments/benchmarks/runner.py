@@ -57,7 +57,7 @@ def run(options: Benchmark) -> int:
     for panel in panels:
         console.print(table(panel))
     console.print(claims_table(findings))
-    console.print(f"{content['seconds']:.0f} s; see {out / figure}", markup=False)
+    console.print(f"{content['seconds']:.0f} s; see {out / figure}", markup=False, soft_wrap=True)
     return 0 if all_hold(findings) else CLAIM_FAILED
 
 
