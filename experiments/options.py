@@ -158,7 +158,7 @@ def parse(args: Sequence[str] | None) -> Command:
         near = meant(first, COMMANDS) or f"; choose one of {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {first!r}{near}; see {_help(words)}")
     # Of the letters that the output has, but without colours.
-    letters = codecs.lookup(sys.stdout.encoding).name  # as tyro spells it
+    letters = codecs.lookup(sys.stdout.encoding or "utf-8").name  # as tyro spells it
     said = io.TextIOWrapper(io.BytesIO(), letters, errors="backslashreplace")
     complaint = io.StringIO()
     try:
