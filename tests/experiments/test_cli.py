@@ -282,7 +282,7 @@ def test_list_names_claim_source_data_steps_and_minutes(capsys):
 
 def test_names_are_whole_in_a_narrow_terminal(capsys, monkeypatch):
     """They are to be typed."""
-    monkeypatch.setattr("experiments.common.progress.PLAIN_WIDTH", 80)
+    monkeypatch.setattr("experiments.common.progress.PLAIN_WIDTH", 50)
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert all(f"│ {each.name} " in out for each in EXPERIMENTS)
