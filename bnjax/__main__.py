@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import bnjax
 
 EXIT_ERRORS, EXIT_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -23,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(argv)
         if options.command is None:
-            parser.print_help()
-            return 0
+            # No 0: a script that lost its command must not take a checkpoint for healthy.
+            parser.print_help(sys.stderr)
+            return EXIT_UNREADABLE
         return _inspect(options)
     except KeyboardInterrupt:
         print("bnjax: interrupted", file=sys.stderr)
@@ -33,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     except Exception as error:  # 1 would say something about the checkpoint
         return _refuse(f"unexpected {type(error).__name__}: {error}")
+
+
+def versions() -> str:
+    """What a report of a fault begins with."""
+    import jax
+
+    return f"bnjax {bnjax.__version__} (jax {jax.__version__}, Python {platform.python_version()})"
 
 
 def _refuse(message: str) -> int:
@@ -44,6 +55,7 @@ def _refuse(message: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bnjax", description="Tools of bnjax.")
+    parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     inspect = commands.add_parser(
         "inspect",

@@ -86,8 +86,9 @@ def _dispatch(args: Sequence[str] | None) -> int:
 
 
 def _benchmark(command: "Benchmark", own_process: bool) -> int:
-    from experiments.benchmarks import machine
+    from experiments.benchmarks import checks, machine
 
+    checks.check(command)
     if own_process:
         machine.prepare(elsewhere=command.name == "accelerators")
     from experiments.benchmarks import runner
@@ -98,9 +99,12 @@ def _benchmark(command: "Benchmark", own_process: bool) -> int:
 
 def _train(command: "Train") -> int:
     try:
-        from experiments.train import runner
+        from experiments.train import checks
 
-        runner.train(command)
+        dataset, settle = checks.begin(command)
+        from experiments.train import runner  # late, as it imports JAX
+
+        runner.train(command, dataset, settle)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
@@ -108,12 +112,13 @@ def _train(command: "Train") -> int:
 
 
 def _list() -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from experiments.common.progress import make_console
-    from experiments.registry import EXPERIMENTS, PRESETS
+    from experiments.registry import EXPERIMENTS
 
-    table = Table("name", "claim", "source", *PRESETS, show_lines=True)
+    table = Table(Column("name", no_wrap=True), "claim and source", "presets", show_lines=True)
     for each in EXPERIMENTS:
-        table.add_row(each.name, each.claim, each.source, *map(each.preset_in_words, PRESETS))
+        presets = (f"{preset}: {each.preset_in_words(preset)}" for preset in each.minutes)
+        table.add_row(each.name, f"{each.claim}\n({each.source})", "\n".join(presets))
     make_console().print(table)

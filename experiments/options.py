@@ -1,25 +1,35 @@
 """What can be typed after `python -m experiments`, and how it is parsed."""
 
+import codecs
 import contextlib
+import inspect
 import io
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
-from experiments.benchmarks import NAMES
-from experiments.common.errors import UserError
+from experiments.benchmarks import BENCHMARKS
+from experiments.common.errors import UserError, meant
+from experiments.common.settings import DATA
 from experiments.common.words import choice, positive, text, whole
 from experiments.registry import PRESETS
-from experiments.train.options import Train
+from experiments.train.options import Train, grouped
 
 PROGRAM = "python -m experiments"
-ALL = "all"
-COMMANDS = ("run", "list", "plot", "report", "benchmark", "train")
+DESCRIPTION = (
+    "Put the claims made for batch norm to the test. COMMAND --help tells more of a command, "
+    "--version the version."
+)
 
 
 @dataclass(frozen=True)
@@ -28,37 +38,41 @@ class Run:
 
     Numbers and figure go into a folder that must not hold a result yet. A run that was stopped or
     killed goes on with the same command.
+
+    Attributes:
+      name: The experiment, or `all`; `list` names them.
+      preset: A run under two minutes, the longest that two cores allow, or the setting of the
+        paper.
+      data: Scikit-learn's embedded 8x8 digits, MNIST or CIFAR-10.
+      data_note: Words on the data for figure and report, such as which part of them DIR holds.
+      data_dir: Folder with MNIST's four IDX files, plain or gzipped, or CIFAR-10's binary ones;
+        nothing is downloaded into it. Without it and BNJAX_DATA_DIR, MNIST is downloaded into the
+        user's cache.
+      seeds: Number of seeds, trained side by side.
+      steps: Training steps of each network.
+      batch_size: Images in a mini-batch.
+      learning_rate: Learning rate, where it is not what the experiment varies.
+      eval_every: Steps between evaluations.
+      out: Folder of the result; of `all` the folder of the folders.
+      overwrite: Replace a finished result in that folder.
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
-    """The experiment, or `all`; `list` names them."""
     preset: Annotated[str, choice(*PRESETS)] = "quick"
-    """A run under two minutes, the longest that two cores allow, or the setting of the paper."""
-    data: Annotated[str | None, choice("digits", "mnist", "cifar10")] = None
-    """Scikit-learn's embedded 8x8 digits, MNIST or CIFAR-10."""
+    data: Annotated[str | None, choice(*DATA)] = None
     data_note: Annotated[str | None, text()] = None
-    """Words on the data for figure and report, such as which part of them DIR holds."""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $BNJAX_DATA_DIR)")
     ] = None
-    """Folder with MNIST's four IDX files, plain or gzipped, or CIFAR-10's binary ones; nothing is
-    downloaded into it. Without it and BNJAX_DATA_DIR, MNIST is downloaded into the user's cache."""
     seeds: Annotated[int | None, whole(1, 1000)] = None
-    """Number of seeds, trained side by side."""
     steps: Annotated[int | None, whole(1, 10**9)] = None
-    """Training steps of each network."""
     batch_size: Annotated[int | None, whole(2, 10**6)] = None
-    """Images in a mini-batch."""
     learning_rate: Annotated[float | None, positive()] = None
-    """Learning rate, where it is not what the experiment varies."""
     eval_every: Annotated[int | None, whole(1, 10**9)] = None
-    """Steps between evaluations."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = (
         None
     )
-    """Folder of the result; of `all` the folder of the folders."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace a finished result in that folder."""
 
 
 @dataclass(frozen=True)
@@ -91,27 +105,38 @@ class Benchmark:
     """Measure bnjax beside other libraries, and check what is claimed of it.
 
     Exits with 1 if a claim fails. An option that means nothing to a benchmark is an error.
+
+    Attributes:
+      name: What is measured, see above.
+      shapes: A few shapes for a glance, or those that the claims are about.
+      rounds: Turns of each contestant.
+      dtype: Of the activations.
+      axis: Where the features are: NHWC, or NCHW.
+      out: Folder of the result.
+      overwrite: Replace a finished result in that folder.
     """
 
-    name: Annotated[Positional[str], choice(*NAMES)]
-    """What is measured."""
+    name: Annotated[Positional[str], choice(*BENCHMARKS), arg(metavar="NAME")]
     shapes: Annotated[str, choice("quick", "full")] = "full"
-    """A few shapes for a glance, or those that the claims are about."""
     rounds: Annotated[int | None, whole(2, 10**6)] = None
-    """Turns of each contestant."""
     dtype: Annotated[str | None, choice("float32", "bfloat16")] = None
-    """Of the activations."""
     axis: Annotated[str | None, choice("last", "first")] = None
-    """Where the features are: NHWC, or NCHW."""
     out: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/benchmark-NAME)")
     ] = None
-    """Folder of the result."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace a finished result in that folder."""
 
 
 Command = Run | List | Plot | Report | Benchmark | Train
+COMMANDS: dict[str, Any] = {
+    "run": Run,
+    "list": List,
+    "plot": Plot,
+    "report": Report,
+    "benchmark": Benchmark,
+    "train": Train,
+}
+CONSTRUCTORS = {Train: grouped}  # where it is not the class
 
 
 def parse(args: Sequence[str] | None) -> Command:
@@ -119,48 +144,97 @@ def parse(args: Sequence[str] | None) -> Command:
 
     Raises:
       UserError: words that are not understood.
-      SystemExit: with code 0 after `--help`.
+      SystemExit: after help or the version with code 0; with code 2 after the help that is shown
+        where there are no words, for a script that lost its command must not pass for one that ran.
     """
-    commands = (
-        Annotated[Run, subcommand("run")]
-        | Annotated[List, subcommand("list")]
-        | Annotated[Plot, subcommand("plot")]
-        | Annotated[Report, subcommand("report")]
-        | Annotated[Benchmark, subcommand("benchmark")]
-        | Annotated[Train, subcommand("train")]
-    )
     words = list(sys.argv[1:] if args is None else args)
+    first = words[0] if words else "--help"
+    if first == "--version":
+        from bnjax.__main__ import versions  # late, as it imports JAX
+
+        print(versions())
+        raise SystemExit(0)
+    if not first.startswith("-") and first not in COMMANDS:
+        near = meant(first, COMMANDS) or f"; choose one of {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {first!r}{near}; see {_help(words)}")
+    # Of the letters that the output has, but without colours.
+    letters = codecs.lookup(sys.stdout.encoding or "utf-8").name  # as tyro spells it
+    said = io.TextIOWrapper(io.BytesIO(), letters, errors="backslashreplace")
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(said):
             return tyro.cli(
-                commands,
+                _commands(brief=first not in COMMANDS),
                 prog=PROGRAM,
-                description="Put the claims made for batch norm to the test.",
-                args=words,
+                description=DESCRIPTION,
+                args=words or [first],
+                config=(OmitArgPrefixes,),  # of the groups of `train`
             )
     except SystemExit as stop:
         if not stop.code:
-            raise
+            said.seek(0)
+            _show(said.read(), sys.stdout if words else sys.stderr)
+            raise SystemExit(0 if words else UserError.code) from None
         raise UserError(f"{_one_line(complaint.getvalue())}; see {_help(words)}") from None
+
+
+def _commands(brief: bool) -> Any:
+    """The type of all commands for tyro, each with what it does in a sentence or in full."""
+    kinds = []
+    for name, kind in COMMANDS.items():
+        build = CONSTRUCTORS.get(kind, kind)
+        summary, *rest = (inspect.getdoc(build) or "").partition("Attributes:")[0].split("\n\n")
+        words = summary if brief else "\n\n".join([summary, *rest, *_more(kind)])
+        kinds.append(Annotated[kind, subcommand(name, description=words, constructor=build)])
+    return reduce(or_, kinds)
+
+
+def _more(kind: type) -> list[str]:
+    """What the help of a command tells beyond its docstring."""
+    return [_measures()] if kind is Benchmark else []
+
+
+def _measures() -> str:
+    """What each benchmark measures and how long that takes, as wide as the terminal."""
+    indent = 2 + max(map(len, BENCHMARKS)) + 2
+    lines = []
+    for name, each in BENCHMARKS.items():
+        lines += textwrap.wrap(
+            f"{each.measures}; {each.takes}",
+            width=max(shutil.get_terminal_size().columns, 60),
+            initial_indent=f"  {name}".ljust(indent),
+            subsequent_indent=" " * indent,
+        )
+    return "\n".join(lines)
+
+
+def _show(said: str, stream: TextIO) -> None:
+    """Prints help; tyro leaves what stands before its boxes in lines of any length."""
+    width = shutil.get_terminal_size().columns
+    for line in re.sub(r"\n{3,}", "\n\n", said).splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        fits = len(line) <= width
+        print(line if fits else textwrap.fill(line, width, subsequent_indent=indent), file=stream)
 
 
 def _one_line(box: str) -> str:
     """The message in the box that tyro draws around an error.
 
-    The box has a title, then sections between rules; the first holds the message, a second may tell
-    what is legal, and others repeat what `--help` tells better.
+    The box has a title, then sections between rules; the first holds the message, others may tell
+    what is like it, or repeat what `--help` tells better.
     """
     sections = [""]
     for line in box.splitlines()[1:]:
         text = line.strip("│╭╮╰╯─|+ ")
-        if text:
+        if text.strip("-"):
             sections[-1] += f" {text}"
         else:
             sections.append("")
-    legal = [text for text in sections[1:] if text.startswith((" Available", " Perhaps"))]
-    message = "; ".join(text.strip().rstrip(".") for text in [sections[0], *legal])
-    return message.removeprefix("Error parsing ")
+    message = re.sub(r" \(applied to [^)]*\)", "", sections[0]).strip().rstrip(".")
+    alike = r"(?:Perhaps you meant|Arguments similar to --\S+): (--[\w-]+)"
+    near = [n for n in re.findall(alike, " ".join(sections[1:])) if n not in message.split()]
+    meaning = f" (did you mean {' and '.join(near)}?)" if near else ""
+    return message.removeprefix("Error parsing ") + meaning
 
 
 def _help(words: list[str]) -> str:

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, meant
 
 # Under two minutes, the longest that two cores allow, and what the paper did. Not all have all.
 PRESETS = ("quick", "long", "paper")
+ALL = "all"  # in the place of a name
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +27,8 @@ class Experiment:
         return import_module(f"experiments.lab.{self.name}")
 
     def preset_in_words(self, preset: str) -> str:
-        """Data, steps and time, such as "MNIST, 5,000 steps, 3 min"; empty if it has none."""
-        settings = self.module.PRESETS.get(preset)
-        if settings is None:
-            return ""
+        """Data, steps and time, such as "MNIST, 5,000 steps, 3 min"."""
+        settings = self.module.PRESETS[preset]
         return f"{settings.data_name}, {settings.steps:,} steps, {self.minutes[preset]:g} min"
 
 
@@ -210,5 +209,6 @@ def find(name: str) -> Experiment:
     for experiment in EXPERIMENTS:
         if experiment.name == name:
             return experiment
-    names = ", ".join(experiment.name for experiment in EXPERIMENTS)
-    raise UserError(f"unknown experiment {name!r}; choose one of: {names}")
+    names = [experiment.name for experiment in EXPERIMENTS]
+    near = meant(name, [*names, ALL])
+    raise UserError(f"unknown experiment {name!r}{near or '; choose one of: ' + ', '.join(names)}")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from experiments import registry
 from experiments.common import interrupts, results
+from experiments.common.data import locate
 from experiments.common.errors import UserError
 from experiments.common.progress import Reporter, make_console
 from experiments.common.records import (
@@ -33,8 +34,8 @@ from experiments.common.verdicts import (
     Row,
     settle,
 )
-from experiments.options import ALL, Run
-from experiments.registry import Experiment
+from experiments.options import Run
+from experiments.registry import ALL, Experiment
 
 if TYPE_CHECKING:  # imported late, after the first line is on the screen
     from experiments.common.data import Dataset
@@ -43,25 +44,48 @@ if TYPE_CHECKING:  # imported late, after the first line is on the screen
 def run(options: Run) -> None:
     """Trains, logs, judges and draws the experiment that `options` names, or all of them."""
     console = make_console()
+    if options.data is not None:
+        locate(options.data, options.data_dir)  # before JAX is imported, for the settings
     if options.name != ALL:
         experiment = registry.find(options.name)
-        _run(experiment, options, options.out or Path("runs") / experiment.name, console)
+        out = options.out or Path("runs") / experiment.name
+        _run(experiment, _checked(experiment, options, out), options, out, console)
         return
-    for number, experiment in enumerate(registry.EXPERIMENTS, 1):
-        out = (options.out or Path("runs")) / experiment.name
-        console.rule(f"{number} of {len(registry.EXPERIMENTS)}")
-        if options.preset not in _presets(experiment):
+    folder = options.out or Path("runs")
+    outs = {experiment: folder / experiment.name for experiment in registry.EXPERIMENTS}
+    waiting = {
+        experiment: _checked(experiment, options, out)
+        for experiment, out in outs.items()
+        if _is_waiting(experiment, options, out)
+    }
+    for number, (experiment, out) in enumerate(outs.items(), 1):
+        console.rule(f"{number} of {len(outs)}")
+        if experiment in waiting:
+            _run(experiment, waiting[experiment], options, out, console)
+        elif options.preset not in experiment.minutes:
             console.print(f"{experiment.name}: has no preset {options.preset}, left out")
-        elif results.is_finished(out, files(experiment)) and not options.overwrite:
-            console.print(f"{experiment.name}: finished before, kept; see {out}", markup=False)
         else:
-            _run(experiment, options, out, console)
+            console.print(f"{experiment.name}: finished before, kept; see {out}", markup=False)
+    console.print(f"on one page: python -m experiments report {folder}", markup=False)
 
 
-def _run(experiment: Experiment, options: Run, out: Path, console: Console) -> None:
-    settings = choose_settings(experiment, options)
+def _is_waiting(experiment: Experiment, options: Run, out: Path) -> bool:
+    """Whether `run all` has yet to run it."""
+    kept = results.is_finished(out, files(experiment)) and not options.overwrite
+    return options.preset in experiment.minutes and not kept
+
+
+def _checked(experiment: Experiment, options: Run, out: Path) -> Settings:
+    """The settings of a run, of which nothing that can be told before it starts is wrong."""
     results.check_destination(out, options.overwrite, files(experiment))
+    settings = choose_settings(experiment, options)
+    locate(settings.data, options.data_dir)
+    return settings
 
+
+def _run(
+    experiment: Experiment, settings: Settings, options: Run, out: Path, console: Console
+) -> None:
     console.print(f"{experiment.name}: {experiment.claim} ({experiment.source})", markup=False)
     console.print(f"{_describe(settings)}; importing JAX and reading the data ...", markup=False)
     data = _load_data(settings, options.data_dir)
@@ -77,7 +101,8 @@ def _run(experiment: Experiment, options: Run, out: Path, console: Console) -> N
         console.print("drawing the figure ...")
         _draw(experiment, records, rows, settings, stage / figure_name(experiment))
     _print_rows(rows, console)
-    console.print(f"{seconds:.0f} s of training; see {out}", markup=False)
+    picture = out / figure_name(experiment)
+    console.print(f"{seconds:.0f} s of training; open {picture}", markup=False, soft_wrap=True)
 
 
 def figure_name(experiment: Experiment) -> str:
@@ -113,26 +138,21 @@ def redraw(folder: Path) -> None:
         raise UserError(f"{folder}: cannot write there ({error.strerror})") from None
     console = make_console()
     _print_rows(rows, console)
-    console.print(f"drawn: {path}", markup=False)
+    console.print(f"drawn: {path}", markup=False, soft_wrap=True)
 
 
 def choose_settings(experiment: Experiment, options: Run) -> Settings:
     """The preset's settings, with what was given on the command line in their place."""
-    presets = _presets(experiment)
-    if options.preset not in presets:
-        has = ", ".join(presets)
+    if options.preset not in experiment.minutes:  # which, unlike its module, needs no JAX
+        has = ", ".join(experiment.minutes)
         raise UserError(f"{experiment.name} has no preset {options.preset}; choose one of: {has}")
-    preset = presets[options.preset]
+    preset = experiment.module.PRESETS[options.preset]
     given = {k: v for k in COMMON if (v := getattr(options, k)) is not None}
     for name in given.keys() & set(preset.unused):
         if options.name != ALL:
             raise UserError(f"--{name.replace('_', '-')} means nothing to {experiment.name}")
         del given[name]
     return dataclasses.replace(preset, **given)
-
-
-def _presets(experiment: Experiment) -> dict[str, Settings]:
-    return experiment.module.PRESETS
 
 
 def _describe(settings: Settings) -> str:
@@ -239,8 +259,10 @@ def _draw(
 
 
 def _print_rows(rows: list[Row], console: Console) -> None:
-    table = Table("", "claim", "source", "found", "verdict", show_lines=True)
+    table = Table("verdict", "claim and source", "found", show_lines=True)  # for narrow terminals
     for row in rows:
-        table.add_row(row.short, row.claim, row.source, row.found, row.verdict or f"({row.kind})")
+        source = f"\n({row.source})" if row.source else ""
+        words = f"{row.short}: {row.claim}{source}"
+        table.add_row(row.verdict or f"({row.kind})", words, row.found)
     console.print(table)
     console.print(RULE, style="dim")

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import bnjax
 from bnjax.__main__ import main
 from bnjax.interop import save_safetensors
 from bnjax.training import TrainState
@@ -254,7 +255,9 @@ def test_the_module_runs_and_alone_it_prints_help(checkpoint):
         return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
     alone = python()
-    assert alone.returncode == 0 and "inspect" in alone.stdout and not alone.stderr
+    assert alone.returncode == 2 and "inspect" in alone.stderr and not alone.stdout
+    told = python("--version")
+    assert told.returncode == 0 and told.stdout.startswith(f"bnjax {bnjax.__version__} (jax ")
     damaged = checkpoint.with_name("damaged")
     damaged.write_bytes(checkpoint.read_bytes()[:100])
     result = python("inspect", str(damaged))

@@ -9,15 +9,42 @@ promised, and what was found), and `compared`, `panels` and `figure` (how it is 
 out on paper what `devices` counts. The way of measuring is explained in README.md beside this file.
 """
 
-NAMES = (
-    "accelerators",
-    "steps",
-    "layer",
-    "network",
-    "compile",
-    "memory",
-    "accuracy",
-    "devices",
-    "norms",
-    "guard",
-)
+from typing import NamedTuple
+
+
+class Benchmark(NamedTuple):
+    """One line of `python -m experiments benchmark --help`; the module of its name measures."""
+
+    measures: str
+    takes: str  # with `--shapes full`, on two cores that do nothing else
+    options: tuple[str, ...]  # the fields of `Settings` that it heeds, besides `shapes`
+
+
+BENCHMARKS = {
+    "accelerators": Benchmark(
+        "what batch norm costs in programs for a TPU and a GPU, compiled and counted without them",
+        "14 min, with the extras tpu and cuda",
+        ("rounds",),
+    ),
+    "steps": Benchmark(
+        "time of training steps of the same networks",
+        "minutes, on the accelerator that it needs",
+        ("rounds",),
+    ),
+    "layer": Benchmark(
+        "time of one layer in training and in evaluation", "2 min", ("rounds", "dtype", "axis")
+    ),
+    "network": Benchmark("time of a training step of a small ResNet", "3 min", ("rounds",)),
+    "compile": Benchmark("time to trace, lower and compile fifty layers", "2 min", ("rounds",)),
+    "memory": Benchmark("what a layer keeps for its backward pass, and moves", "1 min", ("axis",)),
+    "accuracy": Benchmark("errors of a layer on data far from zero", "1 min", ()),
+    "devices": Benchmark(
+        "what a layer makes 1 to 8 devices send, and how far they agree", "1 min", ("rounds",)
+    ),
+    "norms": Benchmark("time of layer, RMS, group and instance norm", "1 min", ("rounds", "dtype")),
+    "guard": Benchmark(
+        "how often, in training, the running mean is far from the mean of a batch",
+        "40 min, with MNIST and CIFAR-10 in $BNJAX_DATA_DIR",
+        ("rounds",),
+    ),
+}

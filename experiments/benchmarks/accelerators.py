@@ -43,7 +43,6 @@ from experiments.benchmarks.targets import H100, TARGETS, TPU, present
 from experiments.benchmarks.timing import Estimate
 from experiments.common.records import Record
 
-OPTIONS = ("rounds",)
 LAYERS = layer.SHAPES["full"]
 SHAPES = {
     "quick": (*LAYERS, *(shape for shape, program in PROGRAMS.items() if program == BLOCKS)),

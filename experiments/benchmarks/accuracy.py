@@ -20,7 +20,6 @@ from experiments.benchmarks.settings import Settings, shape_name
 from experiments.benchmarks.timing import Estimate
 from experiments.common.records import Record
 
-OPTIONS = ()
 SHAPES = {"quick": ((8191, 16),), "full": ((8191, 16), (31, 13, 11, 5), (37, 129), (65_537, 3))}
 DEFAULTS = Settings(SHAPES["full"])
 OFFSETS = (0.0, 1e2, 1e4, 1e6)

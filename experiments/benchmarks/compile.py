@@ -25,7 +25,6 @@ from experiments.benchmarks.settings import Settings, Shape, shape_name
 from experiments.benchmarks.timing import Estimate, geometric_mean, paired_ratios, race
 from experiments.common.records import Record
 
-OPTIONS = ("rounds",)
 SHAPES = {"quick": ((32, 64),), "full": ((32, 64), (8, 8, 8, 16))}  # two axes: Dense, four: Conv
 DEFAULTS = Settings(SHAPES["full"], rounds=5)
 EAGER_TURNS = 6  # of eager calls, a round: they are short

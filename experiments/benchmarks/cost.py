@@ -7,6 +7,7 @@ of their number is one step more. `python -m experiments.benchmarks.cost` prints
 experiments/README.md.
 """
 
+import argparse
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -135,4 +136,8 @@ def _row(*cells: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.cost",
+        description="Print the tables of what batch norm adds to a step on many accelerators.",
+    ).parse_args()
     print(step_table(), turning_table(), sep="\n\n")

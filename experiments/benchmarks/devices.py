@@ -48,7 +48,6 @@ from experiments.benchmarks.sharded import (
 from experiments.benchmarks.timing import Estimate, race
 from experiments.common.records import Record
 
-OPTIONS = ("rounds",)
 SHAPES = {"quick": ((64, 14, 14, 64),), "full": ((64, 14, 14, 256),)}
 DEFAULTS = Settings(SHAPES["full"], rounds=20)
 DEVICES = (1, 2, 4, 8)

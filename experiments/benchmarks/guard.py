@@ -33,9 +33,8 @@ from experiments.common.models import MLP, ConvNet, OfPixels
 from experiments.common.records import Record
 from experiments.common.resnet import ResNet
 
-OPTIONS = ("rounds",)  # of training steps
 SHAPES = {"quick": ((32,),), "full": ((128,),)}  # images in a batch
-DEFAULTS = Settings(SHAPES["full"], rounds=500)
+DEFAULTS = Settings(SHAPES["full"], rounds=500)  # training steps
 FIRST = 10  # steps that do not count: the running mean starts at 0
 EPSILON = 1e-5
 MOMENTA = (0.9, 0.99)  # of He et al.'s networks, and Flax's default

@@ -13,7 +13,6 @@ from experiments.benchmarks.settings import Settings, shape_name
 from experiments.benchmarks.timing import Estimate, geometric_mean, paired_ratios, race, worst
 from experiments.common.records import Record
 
-OPTIONS = ("rounds", "dtype", "axis")
 TRAIN, EVALUATE = "train", "evaluate"
 FLOORS = {floor.SEPARATE: floor.separate, floor.ONE_PROGRAM: floor.one_program}
 SHAPES = {

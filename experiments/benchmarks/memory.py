@@ -27,7 +27,6 @@ from experiments.benchmarks.settings import Settings, shape_name
 from experiments.benchmarks.timing import Estimate
 from experiments.common.records import Record
 
-OPTIONS = ("axis",)
 SHAPES = {"quick": ((32, 14, 14, 256),), "full": ((32, 14, 14, 256), (32, 56, 56, 64))}
 DEFAULTS = Settings(SHAPES["full"])
 DTYPES = ("float32", "bfloat16")

@@ -25,7 +25,6 @@ from experiments.benchmarks.timing import Estimate, geometric_mean, paired_ratio
 from experiments.common.records import Record
 from experiments.common.resnet import ResNet
 
-OPTIONS = ("rounds",)
 SHAPES = {"quick": ((32, 32, 32, 3),), "full": ((32, 32, 32, 3), (64, 32, 32, 3))}
 DEFAULTS = Settings(SHAPES["full"], rounds=20)
 DTYPES = ("float32", "bfloat16")

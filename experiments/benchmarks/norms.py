@@ -20,7 +20,6 @@ from experiments.benchmarks.settings import Settings, shape_name
 from experiments.benchmarks.timing import Estimate, geometric_mean, paired_ratios, race
 from experiments.common.records import Record
 
-OPTIONS = ("rounds", "dtype")
 HAIKU, EPSILON, GROUPS = "haiku", 1e-6, 32
 LAYER, RMS, GROUP, INSTANCE = "layer", "rms", "group", "instance"
 KINDS = {False: (LAYER, RMS), True: (GROUP, INSTANCE)}  # of data that are images, or not

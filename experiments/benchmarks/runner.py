@@ -2,7 +2,6 @@
 
 A benchmark is a module of this package with
 
-* `OPTIONS`   the fields of `Settings` that it heeds, besides `shapes`
 * `SHAPES`    the shapes of `--shapes quick` and `full`, and `DEFAULTS`, its `Settings`
 * `CLAIMS`    what it promises, for float32
 * `measure`   `measure(settings, progress)`, yields the records that are logged
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from experiments.benchmarks import machine
+from experiments.benchmarks.checks import destination, figure_name, given
 from experiments.benchmarks.claims import all_hold, check
 from experiments.benchmarks.figure import draw
 from experiments.benchmarks.panels import claims_table, table
@@ -23,7 +23,6 @@ from experiments.benchmarks.progress import Progress
 from experiments.benchmarks.settings import Settings
 from experiments.benchmarks.summary import module_of, summary
 from experiments.common import plots, results
-from experiments.common.errors import UserError
 from experiments.common.progress import make_console
 from experiments.common.records import Record, to_json
 from experiments.options import Benchmark
@@ -36,10 +35,7 @@ def run(options: Benchmark) -> int:
     """Measures, checks and draws; returns 0, or 1 if a claim fails."""
     module = module_of(options.name)
     settings = choose_settings(module, options)
-    out = options.out or Path("runs") / f"benchmark-{options.name}"
-    figure = f"{options.name}.png"
-    files = (results.METRICS, results.CONFIG, results.SUMMARY, figure)
-    results.check_destination(out, options.overwrite, files)
+    out, figure = destination(options), figure_name(options)
 
     console = make_console()
     started, load = time.monotonic(), machine.load()
@@ -61,18 +57,15 @@ def run(options: Benchmark) -> int:
     for panel in panels:
         console.print(table(panel))
     console.print(claims_table(findings))
-    console.print(f"{content['seconds']:.0f} s; see {out / figure}", markup=False)
+    console.print(f"{content['seconds']:.0f} s; see {out / figure}", markup=False, soft_wrap=True)
     return 0 if all_hold(findings) else CLAIM_FAILED
 
 
 def choose_settings(module: ModuleType, options: Benchmark) -> Settings:
     """The module's defaults, with what was given on the command line in their place."""
-    given = {name: getattr(options, name) for name in ("rounds", "dtype", "axis")}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in module.OPTIONS:
-            raise UserError(f"--{name} means nothing to benchmark {options.name}")
-    return dataclasses.replace(module.DEFAULTS, shapes=module.SHAPES[options.shapes], **given)
+    return dataclasses.replace(
+        module.DEFAULTS, shapes=module.SHAPES[options.shapes], **given(options)
+    )
 
 
 def _measure(module: ModuleType, settings: Settings, progress: Progress, path: Path):

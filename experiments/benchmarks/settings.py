@@ -7,7 +7,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Settings:
-    """One run; each benchmark says in its `OPTIONS` which of the fields it heeds."""
+    """One run; `BENCHMARKS` says which of the fields a benchmark heeds."""
 
     shapes: tuple[Shape, ...]  # features last
     rounds: int = 30

@@ -22,7 +22,6 @@ from experiments.benchmarks.timing import Estimate, geometric_mean, paired_ratio
 from experiments.common.errors import UserError
 from experiments.common.records import Record
 
-OPTIONS = ("rounds",)
 SHAPES = {
     "quick": ((128, 224, 224, 3),),
     "full": tuple(shape for shape, program in PROGRAMS.items() if program in TRAINED),

@@ -4,7 +4,7 @@ The quantities that claims are about are kept in it with their intervals, so no 
 needed: `python -m experiments.benchmarks.summary FOLDER ...` writes the files again.
 """
 
-import sys
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from operator import eq
@@ -83,6 +83,11 @@ def _number(value: float | None) -> float:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:]:
-        file = Path(each) / results.SUMMARY
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.summary",
+        description="Judge finished benchmarks again, by the claims of today.",
+    )
+    parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="of a result")
+    for folder in parser.parse_args().folders:
+        file = folder / results.SUMMARY
         results.write_json(file, rejudged(results.read_json(file)))

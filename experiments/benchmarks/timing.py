@@ -86,10 +86,19 @@ def geometric_mean(ratios: Mapping[str, np.ndarray]) -> Estimate | None:
     """Geometric mean over shapes of the median ratio; None if there is none."""
     if not ratios:
         return None
-    logs = [np.log(np.median(values)) for values in ratios.values()]
-    rng = np.random.default_rng(0)  # the same interval for the same ratios
-    drawn = np.mean([_resampled_logs(values, rng) for values in ratios.values()], axis=0)
-    return Estimate(float(np.exp(np.mean(logs))), *_interval(np.exp(drawn)))
+    from scipy.stats import bootstrap  # late: claims are read without it
+
+    values = tuple(ratios.values())
+    drawn = bootstrap(
+        values,
+        _of_medians,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),  # the same interval for the same ratios
+    )
+    low, high = drawn.confidence_interval
+    return Estimate(float(_of_medians(*values)), float(low), float(high))
 
 
 def worst(ratios: Mapping[str, np.ndarray]) -> Estimate | None:
@@ -105,13 +114,6 @@ def quartiles(values: np.ndarray) -> list[float]:
     return [float(v) for v in np.percentile(values, (25, 50, 75))]
 
 
-def _resampled_logs(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Log of the median of values drawn anew, (RESAMPLES,)."""
-    picks = rng.integers(len(values), size=(RESAMPLES, len(values)))
-    return np.log(np.median(values[picks], axis=1))
-
-
-def _interval(drawn: np.ndarray) -> tuple[float, float]:
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(drawn, (tail, 100 - tail))
-    return float(low), float(high)
+def _of_medians(*values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The geometric mean of the medians along `axis`."""
+    return np.exp(np.mean([np.log(np.median(each, axis)) for each in values], axis=0))

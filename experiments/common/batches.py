@@ -4,7 +4,10 @@ import numpy as np
 
 
 def draw_batches(rows: np.ndarray, steps: int, size: int, seed: int) -> np.ndarray:
-    """Mini-batches (steps, size) that go through `rows` in a new order in each epoch."""
+    """Mini-batches (steps, size) that go through `rows` in a new order in each epoch.
+
+    Arrays in memory need no more than this; grain would read, shuffle and shard files.
+    """
     rng = np.random.default_rng(seed)
     epochs = -(-steps * size // len(rows))
     order = np.concatenate([rng.permutation(rows) for _ in range(epochs)])

@@ -6,7 +6,8 @@ A file is a row of records of 3,073 bytes, an image each::
     1       1,024         1,024           1,024            bytes
 
 The training files are `data_batch_1.bin` and so on, as many as there are; the test file is
-`test_batch.bin`. They are looked for in `DIR` and in the folders in it. Nothing is downloaded.
+`test_batch.bin`. They are looked for in `DIR` and in the folders in it. Nothing is downloaded,
+which `datasets` and tfds would do first; these few lines need no network, and read a part as well.
 """
 
 from pathlib import Path
@@ -25,16 +26,16 @@ Arrays = tuple[np.ndarray, np.ndarray]  # images (n, 32, 32, 3) uint8, labels (n
 
 def load_cifar10(data_dir: Path | None) -> tuple[Arrays, Arrays]:
     """The training and the test images with their labels."""
-    if data_dir is None:
-        raise UserError("--data cifar10 needs --data-dir, a folder with CIFAR-10's binary files")
     folder = find_folder(data_dir)
     parts = [read_batch(path) for path in sorted(folder.glob(TRAIN))]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return (images, labels), read_batch(folder / TEST)
 
 
-def find_folder(data_dir: Path) -> Path:
+def find_folder(data_dir: Path | None) -> Path:
     """The one of `data_dir` and the folders in it that holds training and test files."""
+    if data_dir is None:
+        raise UserError("--data cifar10 needs --data-dir, a folder with CIFAR-10's binary files")
     if not data_dir.is_dir():
         raise UserError(f"data folder {data_dir} does not exist; CIFAR-10's .bin files go there")
     folders = [data_dir, *sorted(path for path in data_dir.iterdir() if path.is_dir())]

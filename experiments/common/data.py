@@ -44,18 +44,34 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     Raises:
       UserError: an unknown name, a folder given for the embedded digits, or bad files.
     """
+    folder = locate(name, data_dir)
+    if name == "digits":
+        return load_digits()
+    return load_mnist(folder) if name == "mnist" else load_cifar10(folder)
+
+
+def locate(name: str, data_dir: Path | None = None) -> Path | None:
+    """The folder that holds the files of a data set, without reading or downloading any.
+
+    None for the digits, and for MNIST where it is to be downloaded. Arguments and errors are those
+    of `load`.
+    """
     if name == "digits":
         if data_dir is not None:
             raise UserError(
                 "--data-dir goes with --data mnist or cifar10; the digits need no files"
             )
-        return load_digits()
+        return None
     if data_dir is None and os.environ.get(DATA_DIR_VARIABLE):
         data_dir = Path(os.environ[DATA_DIR_VARIABLE])
     if name == "mnist":
-        return load_mnist(data_dir)
+        from experiments.common import mnist
+
+        return data_dir and mnist.find_folder(data_dir)
     if name == "cifar10":
-        return load_cifar10(data_dir)
+        from experiments.common import cifar
+
+        return cifar.find_folder(data_dir)
     raise UserError(f"unknown data set {name!r}; choose one of {', '.join(DATA_SETS)}")
 
 

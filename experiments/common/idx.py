@@ -6,7 +6,8 @@ An IDX file is a big-endian header and then the values, one byte each here::
     1  1  1     1      4 bytes each                                 uint8 for type 0x08
 
 Every field is checked, because a file cut short by a broken download should stop the run with its
-name and its fault, and not with a puzzling shape error a minute later.
+name and its fault, and not with a puzzling shape error a minute later. `datasets` and tfds read
+MNIST too, but fetch it first, from hosts of their own, and neither reads a folder of these files.
 """
 
 import gzip

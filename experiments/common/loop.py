@@ -17,6 +17,7 @@ import optax
 
 from bnjax.training import TrainState, train_step
 from experiments.common.data import Dataset
+from experiments.common.errors import UserError
 from experiments.common.loss import LossFn, make_loss_fn
 
 Examples = tuple[jax.Array, jax.Array]  # images (batch, pixels), labels (batch,)
@@ -172,6 +173,10 @@ def train_seeds(
       mean since the evaluation before, and where images are held out
       (`experiments.common.data.hold_out`) `validation_accuracy`.
     """
+    if batch_size > len(data.train.labels):
+        raise UserError(
+            f"batches of {batch_size} are more than the {len(data.train.labels)} images to train on"
+        )
     train = _on_device(data.train.images, data.train.labels)
     test = _on_device(data.test.images, data.test.labels)
     states = prepare(first_states(model, optimizer, num_seeds, train[0].shape[1]))

@@ -12,7 +12,9 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
 )
+from rich.table import Column
 
+BAR_WIDTH = 100  # columns from which on there is room for a bar beside the numbers
 PLAIN_WIDTH = 110  # columns where there is no terminal to ask
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -64,8 +66,8 @@ class Reporter:
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            *([BarColumn()] if console.width >= BAR_WIDTH else []),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("steps  {task.fields[numbers]}"),
             console=console,
             transient=True,

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def is_finished(out: Path, files: Collection[str]) -> bool:
         summary = read_json(out / SUMMARY)
     except UserError:
         return False
-    return isinstance(summary, dict) and {"experiment", "claims", "seconds"} <= summary.keys()
+    return isinstance(summary, dict) and "claims" in summary
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def grown(out: Path, config: dict[str, Any], overwrite: bool) -> Iterator[None]:
         raise UserError(f"--out {out}: {error.strerror}; give a folder") from None
     try:
         with alone(out):
-            if not _goes_on(out, config, overwrite):
+            if not goes_on(out, config["command"], config["settings"], overwrite):
                 _begin(out, config)
             yield
     finally:
@@ -138,14 +138,20 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _present(out: Path) -> set[str]:
     """The names in `out`."""
+    above = _first_existing(out)
+    if not above.is_dir():
+        raise UserError(f"--out {out}: {above} is a file; give a folder")
     try:
-        return {path.name for path in out.iterdir()} if out.exists() else set()
+        return {path.name for path in out.iterdir()} if above == out else set()
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; give a folder") from None
 
 
-def _goes_on(out: Path, config: dict[str, Any], overwrite: bool) -> bool:
-    """Whether `out` holds a run to go on with; if not, it may be emptied, or is refused."""
+def goes_on(out: Path, command: str, settings: Mapping[str, Any] | None, overwrite: bool) -> bool:
+    """Whether `out` holds a run to go on with; if not, it may be emptied, or is refused.
+
+    Settings that are not known yet are not compared.
+    """
     present = {name for name in _present(out) if not name.endswith(PART)}
     if present - GROWN:
         raise UserError(f"--out {out} holds other files than a run; give another folder")
@@ -154,12 +160,12 @@ def _goes_on(out: Path, config: dict[str, Any], overwrite: bool) -> bool:
             raise UserError(f"--out {out} holds parts of a run but no {CONFIG}; remove it")
         return False
     stored = read_json(out / CONFIG)
-    if not isinstance(stored, dict) or stored.get("command") != config["command"]:
+    if not isinstance(stored, dict) or stored.get("command") != command:
         raise UserError(f"--out {out} holds another result than a run; give another folder")
-    settings = stored.get("settings", {}), config["settings"]
+    there = stored.get("settings", {})
     if SUMMARY in present:
         found = "a finished run"
-    elif differing := differences(*settings, "there", "here"):
+    elif settings is not None and (differing := differences(there, settings, "there", "here")):
         found = f"an unfinished run of other settings ({differing})"
     else:
         return True

@@ -175,7 +175,11 @@ def interval(differences: Sequence[float] | np.ndarray) -> tuple[float, float, f
 
 
 def _sign_flip(d: np.ndarray) -> float:
-    """The share of choices of signs with a mean of at least that of `d`."""
+    """The share of choices of signs with a mean of at least that of `d`.
+
+    `scipy.stats.permutation_test` finds the same in three to twenty times the time, refuses a
+    single seed, and above `ENUMERATED` draws other signs than those of the committed results.
+    """
     most = 10 * max(np.abs(d[np.isfinite(d)]).max(initial=0), 1)
     d, n = np.clip(d, -most, most), len(d)
     if n <= ENUMERATED:

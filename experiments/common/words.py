@@ -6,6 +6,8 @@ from typing import Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from experiments.common.errors import meant
+
 
 def word(
     metavar: str, parse: Callable[[str], Any], default: str = "preset"
@@ -36,7 +38,7 @@ def choice(*legal: str) -> PrimitiveConstructorSpec:
 
     def parse(text: str) -> str:
         if text not in legal:
-            raise ValueError(f"{text!r} is not one of {', '.join(legal)}")
+            raise ValueError(f"{text!r} is not one of {', '.join(legal)}{meant(text, legal)}")
         return text
 
     return word("{" + ",".join(legal) + "}", parse)

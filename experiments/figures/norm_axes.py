@@ -6,7 +6,7 @@ For each norm one entry of ``y`` is differentiated with respect to all of ``x``:
 a gradient are those it was normalised with. Nothing about the axes is written down here.
 """
 
-import sys
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +82,26 @@ def _cube(ax, shared: np.ndarray) -> None:
         axis.line.set_visible(False)
 
 
+def main() -> None:
+    """Draws what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.figures.norm_axes",
+        description="Draw which entries share a mean and a variance, for five norms.",
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        nargs="?",
+        default=Path(__file__).with_suffix(".png"),
+        help="a PNG (default: %(default)s)",
+    )
+    path = parser.parse_args().file
+    try:
+        draw(path)
+    except OSError as error:
+        parser.error(f"{path}: cannot be written ({error.strerror})")
+
+
 if __name__ == "__main__":
-    default = Path(__file__).with_suffix(".png")
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else default)
+    main()

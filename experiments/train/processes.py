@@ -41,24 +41,6 @@ HELPER = "import sys; line = sys.stdin.readlines()[-1]; line.strip() and sys.std
 T = TypeVar("T")
 
 
-def check(options: Train) -> None:
-    """Refuses options that leave open who the processes are."""
-    given = (options.num_processes, options.process_id, options.coordinator)
-    if options.cluster and given != (None, None, None):
-        raise UserError("--cluster takes --num-processes and the like from the environment")
-    if None in given and given != (None, None, None):
-        raise UserError("--num-processes, --process-id and --coordinator go together")
-    if options.num_processes is None or options.process_id is None or options.coordinator is None:
-        return
-    if options.process_id >= options.num_processes:
-        raise UserError(
-            f"--process-id {options.process_id} is not one of 0 to {options.num_processes - 1}"
-        )
-    host, _, port = options.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator {options.coordinator} is not HOST:PORT")
-
-
 @contextmanager
 def joined(options: Train, terms: Callable[[], Terms]) -> Iterator[None]:
     """Joins the processes for the time of the body; alone, it does nothing.
@@ -69,7 +51,7 @@ def joined(options: Train, terms: Callable[[], Terms]) -> Iterator[None]:
       options: of this process.
       terms: tells what must be the same for all of them.
     """
-    if options.num_processes is None and not options.cluster:
+    if options.is_alone:
         yield
         return
     if options.coordinator is not None and options.num_processes and options.process_id is not None:

@@ -6,6 +6,7 @@ The batch of a step is a function of the seed and the step alone::
     batch of step k  = entries p B to (p + 1) B of it,     e, p = divmod(k, images // B)
 
 so a run that goes on at step k needs nothing but k, and the number of processes changes nothing.
+The samplers of grain promise as much, but are many packages for three lines on arrays in memory.
 
 On several devices each runs the step on its share of the batch under `jax.shard_map`; loss and
 gradients are averaged and statistics merged, so the state stays the same on all. One device needs
@@ -29,16 +30,17 @@ from rich.console import Console
 
 from bnjax.linen import BatchNorm
 from bnjax.training import TrainState, eval_step, train_step, weight_decay_mask
-from experiments.common import data, interrupts, results
+from experiments.common import interrupts, results
 from experiments.common.data import Dataset, Split
 from experiments.common.errors import UserError
 from experiments.common.loss import make_loss_fn
 from experiments.common.models import MLP, ConvNet
-from experiments.common.progress import Reporter, make_console
+from experiments.common.progress import Reporter
 from experiments.common.records import Record
 from experiments.common.resnet import ResNet
-from experiments.train import processes
-from experiments.train.options import Settings, Train, digest, resolve
+from experiments.train import checks, processes
+from experiments.train.checks import Settle
+from experiments.train.options import COMMAND, Settings, Train, digest
 from experiments.train.recorder import Recorder
 
 AXIS = "data"  # the mesh axis that batches are spread over
@@ -54,24 +56,22 @@ OPTIMIZERS: dict[str, Callable[[optax.Schedule], optax.GradientTransformation]] 
 Batch = dict[str, jax.Array]  # images, labels, and in an evaluation weights
 
 
-def train(options: Train) -> None:
-    """Trains, alone or with other processes, from the start or from where it was stopped."""
-    processes.check(options)
-    console = Console(quiet=True) if options.process_id else make_console()
-    console.print(f"{options.model} on {options.data}: reading the data ...", markup=False)
-    dataset = data.load(options.data, options.data_dir)
-    settled = partial(resolve, options, len(dataset.train.labels), images=data.fingerprint(dataset))
+def train(options: Train, dataset: Dataset, settle: Settle) -> None:
+    """Trains, alone or with other processes, from the start or from where it was stopped.
+
+    `dataset` and `settle` are what `experiments.train.checks` makes of the options.
+    """
 
     def terms() -> dict[str, Any]:
         """What all processes must have been started with."""
-        settings = settled((options.num_processes or 1) * options.devices)
+        settings = settle((options.num_processes or 1) * options.devices)
         return asdict(settings) | {"devices": options.devices}
 
     interrupts.raise_again()
     with processes.joined(options, terms):
         mesh = make_mesh(options.devices)
-        console = console if jax.process_index() == 0 else Console(quiet=True)
-        _train(options, settled(mesh.size), dataset, mesh, console)
+        console = checks.console(options) if jax.process_index() == 0 else Console(quiet=True)
+        _train(options, settle(mesh.size), dataset, mesh, console)
 
 
 def _train(
@@ -169,7 +169,10 @@ def _started(
 
         def restored() -> list[np.ndarray]:
             """Process 0 alone reads and writes the folder."""
-            config = {"command": "train", "settings": asdict(settings)} | results.environment()
+            config = {
+                "command": COMMAND,
+                "settings": asdict(settings),
+            } | results.environment()
             stack.enter_context(results.grown(options.out, config, options.overwrite))
             recorder = Recorder(options.out, state, options.tensorboard, digest(settings))
             recorders.append(stack.enter_context(recorder))

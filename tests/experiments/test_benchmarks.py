@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import (
-    NAMES,
+    BENCHMARKS,
     contestants,
     devices,
     figure,
@@ -103,7 +103,7 @@ FEWER = {  # parts of a benchmark left out here, for they take long
 COUNTED = ("memory", "accuracy", "devices")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_each_benchmark_measures_and_judges(name, monkeypatch):
     module = importlib.import_module(f"experiments.benchmarks.{name}")
     for attribute, value in FEWER.get(name, {}).items():
@@ -312,7 +312,7 @@ def test_a_claim_that_is_short_of_its_aim_does_not_fail():
     assert [misses_aim(f) for f in findings] == [False, *[True] * 5, False, False]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_an_aim_is_more_than_the_bound(name):
     for claim in summary.module_of(name).CLAIMS:
         assert claim.aim is None or claim.aim < claim.bound, claim
@@ -331,6 +331,17 @@ def test_committed_results_keep_the_bounds(folder):
     settings = json.loads((folder / "config.json").read_text())["settings"]
     measured = settings["dtype"] == "float32"
     assert all((f.verdict != SKIPPED) == measured for f in findings)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_time_that_help_tells_is_that_of_the_committed_result(folder):
+    config = json.loads((folder / "config.json").read_text())
+    full = summary.module_of(config["benchmark"]).DEFAULTS
+    settings = {name: config["settings"][name] for name in ("shapes", "rounds")}
+    if settings != json.loads(json.dumps({"shapes": full.shapes, "rounds": full.rounds})):
+        pytest.skip("of other settings")
+    minutes = float(BENCHMARKS[config["benchmark"]].takes.partition(" min")[0])
+    assert 0.4 * minutes < config["seconds"] / 60 < 1.05 * minutes
 
 
 def test_the_readmes_name_each_aim_that_is_not_reached():
@@ -404,7 +415,7 @@ def test_the_floor_runs_in_both_dtypes():
 
 
 def test_runner_knows_every_benchmark():
-    for name in NAMES:
+    for name, entry in BENCHMARKS.items():
         module = importlib.import_module(f"experiments.benchmarks.{name}")
         assert runner._title(module) and set(module.SHAPES) == {"quick", "full"}
-        assert set(module.OPTIONS) <= {"rounds", "dtype", "axis"}
+        assert set(entry.options) <= {"rounds", "dtype", "axis"}

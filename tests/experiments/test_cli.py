@@ -1,21 +1,28 @@
 """The command line: what goes wrong is one line and exit code 2, and leaves nothing behind."""
 
 import contextlib
-import fcntl
 import gzip
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+import jax
 import pytest
 
+import bnjax
+from experiments.benchmarks import BENCHMARKS
 from experiments.cli import main
 from experiments.common import results
 from experiments.common.results import RECORDS
+from experiments.options import COMMANDS
+from experiments.registry import EXPERIMENTS
+from experiments.train.options import Train
 
 TWO_STEPS = ["run", "convergence", "--steps", "2", "--eval-every", "1", "--seeds", "2"]
 FILES = {RECORDS, "config.json", "summary.json", "convergence.png"}
@@ -27,13 +34,17 @@ def everything(folder: Path) -> set[Path]:
 
 
 USER_ERRORS = {
-    "no command": ([], "{run, list, plot, report, benchmark, train}"),
-    "unknown command": (
-        ["frob"],
-        "Available subcommands: run, list, plot, report, benchmark, train",
-    ),
+    "unknown command": (["frob"], "choose one of run, list, plot, report, benchmark, train"),
+    "nearly a command": (["trian"], "unknown command 'trian' (did you mean train?)"),
     "no experiment": (["run"], "NAME"),
     "unknown experiment": (["run", "nope"], "'nope'; choose one of: convergence"),
+    "nearly an experiment": (["run", "convergance"], "(did you mean convergence?)"),
+    "nearly all": (["run", "al"], "(did you mean all?)"),
+    "nearly a benchmark": (["benchmark", "layr"], "guard (did you mean layer?)"),
+    "nearly a model": (["train", "--model", "ResNt"], "resnet (did you mean resnet?)"),
+    "nearly a flag": (["train", "--modl", "mlp"], "--modl, mlp (did you mean --model?)"),
+    "two of them": (["train", "--epoch", "2", "--batchsize", "3"], "--epochs"),
+    "flag of another": (["run", "depth", "--rounds", "3"], "misplaced options: --rounds 3; see"),
     "unknown preset": ([*TWO_STEPS, "--preset", "big"], "'big' is not one of quick, long"),
     "unknown data": ([*TWO_STEPS, "--data", "cats"], "'cats' is not one of digits, mnist, cifar10"),
     "unknown flag": ([*TWO_STEPS, "--colour", "red"], "--colour"),
@@ -46,6 +57,13 @@ USER_ERRORS = {
     "rate 0": ([*TWO_STEPS, "--learning-rate", "0"], "'0' is not a positive, finite number"),
     "batch of 1": ([*TWO_STEPS, "--batch-size", "1"], "'1' is not a whole number from 2"),
     "batch too large": ([*TWO_STEPS, "--batch-size", "2000"], "more than the 1297 training"),
+    "batch above what is left": (
+        [*TWO_STEPS, "--batch-size", "1200"],
+        "batches of 1200 are more than the 1038 images to train on",
+    ),
+    "no such preset": (["run", "depth", "--preset", "paper"], "choose one of: quick, long"),
+    "all lacks a folder": (["run", "all", "--preset", "long"], "--data cifar10 needs --data-dir"),
+    "rounds of none": (["benchmark", "accuracy", "--rounds", "3"], "--rounds means nothing to"),
     "folder for digits": ([*TWO_STEPS, "--data-dir", "."], "--data-dir goes with --data mnist"),
     "no such folder": ([*TWO_STEPS, "--data", "mnist", "--data-dir", "x"], "x does not exist"),
     "empty folder": ([*TWO_STEPS, "--data", "mnist", "--data-dir", "."], "lacks train-images"),
@@ -65,6 +83,67 @@ def test_user_errors(args, message, capsys, tmp_path):
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
     assert everything(tmp_path) == before
+
+
+def test_no_words_are_answered_with_help_but_not_with_0(capsys):
+    """A script whose command came out empty must not pass for one that ran."""
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    out, error = capsys.readouterr()
+    assert stop.value.code == 2 and not out
+    assert all(f"• {command} " in error for command in COMMANDS)
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert not stop.value.code
+    assert capsys.readouterr().out.startswith(f"bnjax {bnjax.__version__} (jax {jax.__version__}")
+
+
+WITHOUT_JAX = [
+    ["run", "nope"],
+    ["run", "depth", "--preset", "paper"],
+    ["run", "depth", "--data", "cifar10"],
+    ["run", "depth", "--data", "mnist", "--data-dir", "."],
+    ["run", "depth", "--out", "file"],
+    ["run", "all", "--out", "file/folder"],
+    ["benchmark", "accuracy", "--rounds", "3"],
+    ["benchmark", "layer", "--out", "file"],
+    ["train", "--steps", "3", "--epochs", "2"],
+    ["train", "--norm", "none", "--statistics", "device"],
+    ["train", "--batch-size", "10", "--micro-batches", "3"],
+    ["train", "--statistics", "virtual"],
+    ["train", "--data-dir", "."],
+    ["train", "--data", "mnist", "--data-dir", "."],
+    ["train", "--out", "file/folder"],
+    ["train", "--batch-size", "1298"],
+]
+
+
+def test_contradictions_are_found_before_jax_is_imported():
+    """Which takes a second or more, before anything is compiled."""
+    program = (
+        "import json, sys; from experiments.cli import main\n"
+        "codes = [main(args) for args in json.load(sys.stdin)]\n"
+        "print(json.dumps([codes, 'jax' in sys.modules]))"
+    )
+    Path("file").touch()
+    command = [sys.executable, "-c", program]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, input=json.dumps(WITHOUT_JAX), capture_output=True, text=True, env=env, check=False
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [[2] * len(WITHOUT_JAX), False], done.stderr
+    assert done.stderr.count("\n") == len(WITHOUT_JAX)
+
+
+def test_all_are_checked_before_the_first_is_run(capsys, monkeypatch):
+    monkeypatch.setattr("experiments.runner._run", lambda *_: pytest.fail("it was run"))
+    Path("results/transfer").mkdir(parents=True)
+    Path("results/transfer/thesis.txt").touch()
+    assert main(["run", "all", "--out", "results"]) == 2
+    assert "transfer holds other files than a result" in capsys.readouterr().err
 
 
 def test_damaged_data_leaves_nothing_behind(mnist_dir, capsys, tmp_path):
@@ -122,6 +201,8 @@ def test_an_output_that_is_closed_or_of_few_letters_is_no_error():
     assert shell("RUN plot x 2>&-") == (2, b"", b"")
     code, out, err = shell("RUN list", PYTHONIOENCODING="ascii")
     assert code == 0 and out.isascii() and b"convergence" in out and not err
+    code, out, err = shell("RUN --help; RUN train --modl mlp", PYTHONIOENCODING="ascii")
+    assert code == 2 and out.isascii() and b"run" in out and b"mean --model?" in err
 
 
 def test_a_missing_package_is_named(capsys, monkeypatch):
@@ -131,11 +212,59 @@ def test_a_missing_package_is_named(capsys, monkeypatch):
     assert "pip install --group experiments" in capsys.readouterr().err
 
 
-def test_help_is_no_error(capsys):
+def help_of(capsys, *args: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(["run", "--help"])
+        main([*args, "--help"])
     assert not stop.value.code
-    assert "--learning-rate" in capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_the_terminal(command, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = help_of(capsys, *filter(None, [command])).splitlines()
+    assert lines[0].startswith("usage: python -m experiments")
+    assert max(map(len, lines)) <= columns
+    assert "\n\n\n" not in "\n".join(lines)
+
+
+def test_help_of_benchmarks_tells_what_each_measures_and_how_long(capsys):
+    words = " ".join(help_of(capsys, "benchmark").split())
+    for name, each in BENCHMARKS.items():
+        assert f"{name} {each.measures}; {each.takes}" in words
+
+
+def test_help_of_train_is_in_groups_whose_flags_have_no_prefix(capsys):
+    boxes = [box for box in help_of(capsys, "train").split("╭─ ")[1:] if "--help" not in box]
+    names = [box.partition(" options")[0] for box in boxes]
+    assert names == ["network", "training", "data", "output", "processes"]
+    flags = {flag for box in boxes for flag in re.findall(r"│ --([\w-]+)", box)}
+    assert flags == {field.name.replace("_", "-") for field in fields(Train)}
+
+
+# What can be run with `python -m`.
+PROGRAMS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for folder in ("bnjax", "experiments", "tests/golden")
+    for path in (ROOT / folder).rglob("*.py")
+    if path.name == "__main__.py" or '\nif __name__ == "__main__":' in path.read_text()
+)
+
+
+def test_programs_are_found():
+    assert {"bnjax", "experiments", "experiments.figures.norm_axes"} <= set(PROGRAMS)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_of_every_program_is_help(program, tmp_path):
+    command = [sys.executable, "-m", program, "--help"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"usage: python -m {program} ") and not done.stderr
+    assert everything(tmp_path) == set()
 
 
 def test_list_names_claim_source_data_steps_and_minutes(capsys):
@@ -145,12 +274,18 @@ def test_list_names_claim_source_data_steps_and_minutes(capsys):
     lines = [line.strip("│").split("│") for line in row.splitlines() if line.startswith("│")]
     assert [" ".join(" ".join(cell).split()) for cell in zip(*lines, strict=True)] == [
         "convergence",
-        "Batch norm trains faster and steadier",
-        "Ioffe & Szegedy 2015, section 4.1, Fig. 1",
-        "digits, 1,000 steps, 1 min",
-        "MNIST, 10,000 steps, 8 min",
-        "MNIST, 50,000 steps, 40 min",
+        "Batch norm trains faster and steadier (Ioffe & Szegedy 2015, section 4.1, Fig. 1)",
+        "quick: digits, 1,000 steps, 1 min long: MNIST, 10,000 steps, 8 min "
+        "paper: MNIST, 50,000 steps, 40 min",
     ]
+
+
+def test_names_are_whole_in_a_narrow_terminal(capsys, monkeypatch):
+    """They are to be typed."""
+    monkeypatch.setattr("experiments.common.progress.PLAIN_WIDTH", 50)
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"│ {each.name} " in out for each in EXPERIMENTS)
 
 
 class Stopped(BaseException):
@@ -179,11 +314,10 @@ def test_ctrl_c_in_the_first_trial_leaves_nothing_behind(capsys, tmp_path, monke
 
 def test_a_run_in_progress_is_not_disturbed(capsys, tmp_path):
     (tmp_path / ".result.part").mkdir()
-    with (tmp_path / ".result.part/lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with results.alone(tmp_path / ".result.part"):
         assert main([*TWO_STEPS, "--out", "result"]) == 2
+        assert (tmp_path / ".result.part/lock").exists()
     assert "another run is writing" in capsys.readouterr().err
-    assert (tmp_path / ".result.part/lock").exists()
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +335,7 @@ def test_two_steps_make_all_files(finished):
     assert {path.name for path in out.iterdir()} == FILES
     assert {path.name for path in out.parent.iterdir()} == {"result"}
     assert "verdict" in printed and "compiling" in printed
+    assert printed.endswith(f"; open {out / 'convergence.png'}\n")
 
     logged = gzip.decompress((out / RECORDS).read_bytes()).decode()
     lines = [json.loads(line) for line in logged.splitlines()]

@@ -190,7 +190,8 @@ def test_overwrite_replaces_a_finished_run_but_continues_an_unfinished_one(unfin
     assert [record["step"] for record in read(unfinished)] == [1, 2]
 
 
-def test_other_settings_are_named(unfinished, capsys):
+def test_other_settings_are_named(unfinished, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.train.runner.train", lambda *_: pytest.fail("too late"))
     assert train(unfinished, "--seed", "1", "--optimizer", "adam") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "optimizer momentum there, adam here" in error
@@ -391,13 +392,24 @@ USER_ERRORS = {
         "--coordinator localhost is not HOST:PORT",
     ),
     "cluster and more": (["--cluster", "--process-id", "0"], "from the environment"),
-    "devices": (["--devices", "9"], "--devices 9: process 0 has 8"),
+    "devices": (["--devices", "9", "--batch-size", "72"], "--devices 9: process 0 has 8"),
     "share": (["--devices", "7"], "give a multiple of 7"),
     "parts": (["--micro-batches", "3"], "give a multiple of 3"),
     "no size": (["--statistics", "virtual"], "needs --virtual-batch-size"),
     "size alone": (["--virtual-batch-size", "8"], "goes with --statistics virtual"),
     "size": (["--statistics", "virtual", "--virtual-batch-size", "7"], "7 does not divide the 64"),
     "batch": (["--batch-size", "1298"], "more than the 1297 training images"),
+    "one image": (["--batch-size", "8", "--micro-batches", "8"], "one image at a time"),
+    "one a device": (
+        ["--batch-size", "8", "--devices", "8", "--statistics", "device"],
+        "leaves batch norm one image at a time",
+    ),
+    "no norm": (
+        ["--norm", "none", "--statistics", "device"],
+        "--statistics device means nothing with --norm none",
+    ),
+    "digits": (["--data-dir", "."], "the digits need no files"),
+    "a file": (["--out", __file__], "test_train.py is a file; give a folder"),
     "steps and epochs": (["--epochs", "2"], "give --steps or --epochs, not both"),
     "no cifar": (["--data", "cifar10"], "--data cifar10 needs --data-dir"),
 }

@@ -25,6 +25,7 @@ equinox    ``mode="batch"``; debias True for the mean. Its variance, debiased al
 lecture, ``lecture_1d`` and ``lecture_2d``, whose inputs are redrawn from a seed.
 """
 
+import argparse
 import dataclasses
 import importlib.util
 from pathlib import Path
@@ -47,6 +48,9 @@ LIBRARIES = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m tests.golden.make_golden", description=__doc__.partition(":")[0]
+    ).parse_args()
     jax.config.update("jax_enable_x64", True)
     for library, recipe in LIBRARIES.items():
         if importlib.util.find_spec(library) is None:
