@@ -31,9 +31,10 @@ def cast(x: np.ndarray, dtype: Any) -> tuple[np.ndarray, str | None]:
         y = x.astype(dtype)
     if jnp.issubdtype(dtype, jnp.inexact):
         lost = np.isfinite(x) & ~np.isfinite(y)
-        return y, f"{lost.sum()} finite values are infinite in {dtype}" if lost.any() else None
-    lost = x != y
-    return y, f"{lost.sum()} values are not the same in {dtype}" if lost.any() else None
+        fault = f"infinite in {dtype}"
+    else:
+        lost, fault = x != y, f"not the same in {dtype}"
+    return y, f"{lost.sum()} of {lost.size} {fault}" if lost.any() else None
 
 
 def refuse_losses(losses: Sequence[str]) -> None:

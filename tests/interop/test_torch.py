@@ -325,10 +325,10 @@ def test_one_side_of_a_pair_is_enough_to_leave_it_out(pattern):
 @pytest.mark.parametrize(
     ("value", "dtype", "fault"),
     [
-        (np.float32(1e6), jnp.float16, "1 finite values are infinite in float16"),
-        (np.float64(1e300), jnp.float32, "1 finite values are infinite in float32"),
-        (np.int64(2**40), jnp.int32, "1 values are not the same in int32"),
-        (np.float32(1.5), jnp.int32, "1 values are not the same in int32"),
+        (np.float32(1e6), jnp.float16, "1 of 2 infinite in float16"),
+        (np.float64(1e300), jnp.float32, "1 of 2 infinite in float32"),
+        (np.int64(2**40), jnp.int32, "1 of 2 not the same in int32"),
+        (np.float32(1.5), jnp.int32, "1 of 2 not the same in int32"),
         (np.complex64(1j), jnp.float32, "complex does not fit into float32"),
     ],
 )

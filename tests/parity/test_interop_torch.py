@@ -628,9 +628,7 @@ def test_a_value_beyond_the_dtype_of_torch_is_refused():
     theirs = t.BatchNorm1d(2).half()
     variables = from_torch(theirs, template(BatchNorm(use_running_average=True), np.ones((1, 2))))
     variables["batch_stats"]["var"] = jnp.array([1.0, 1e5])
-    with pytest.raises(
-        ValueError, match="batch_stats/var: 1 finite values are infinite in float16"
-    ):
+    with pytest.raises(ValueError, match="batch_stats/var: 1 of 2 infinite in float16"):
         to_torch(variables, theirs)
 
 
