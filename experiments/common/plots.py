@@ -30,6 +30,7 @@ WIDTH_INCHES, DPI = 8.5, 200  # 8.5 in shown 850 pixels wide: 10 points are 14 p
 # Of a picture of the laboratory: on a telephone, 390 pixels wide, 10 points are 10 pixels. Two
 # panels beside each other at most.
 NARROW_INCHES = 5.4
+MARGIN_INCHES = 0.1  # left white around what is drawn
 BADGES = {HOLDS: GREEN, IN_PART: "#A87400", FAILS: ORANGE, UNDECIDED: "#8C8C8C"}
 # Of a legend on top of a grid.
 OPAQUE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "framealpha": 1}
@@ -160,5 +161,5 @@ def stretch_accuracy(ax: Axes, low: float, high: float) -> None:
 
 def save(figure: Figure, path: Path | io.BytesIO) -> None:
     """Writes `figure` as a PNG on white; the same figure gives the same bytes."""
-    room: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}
+    room: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": MARGIN_INCHES}
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None}, **room)

@@ -17,8 +17,8 @@ shuffled before and put back in order after (MoCo's remedy), they do not. Both n
 with parts of either kind, and the class of a test image is read off the features by the nearest
 mean of a class, by running statistics.
 
-MoCo's own setting, a ResNet-50 with 32 images on each of 8 GPUs, is far out of reach; it shows
-training accuracy of the task next to 100 % without shuffling.
+MoCo's own setting, a ResNet-50 with 32 images on each of 8 GPUs, is far out of reach; without
+shuffling its accuracy of the task in training rises above 99.9 % (section A.9).
 """
 
 from collections.abc import Iterator, Sequence
@@ -291,7 +291,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         claim(
             "less so in large batches",
-            "a larger mini-batch reduces this noise",
+            '"by using a larger mini-batch size, you\'re reducing this noise"',
             "Ng, Why does batch norm work?",
             Test(
                 f"log of a logit's spread, in batches of {FEW} / of {NGS}",
@@ -302,8 +302,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         claim(
             "cheats through the batch",
-            "the model appears to cheat the pretext task: communication among samples, caused by "
-            "BN, leaks information",
+            'the model cheats at the task: "the intra-batch communication among samples (caused '
+            'by BN) leaks information"',
             "He et al. 2020 (MoCo), section 3.3",
             Test(
                 "accuracy of the task, asked with the same parts - with shuffled ones",
@@ -322,7 +322,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         claim(
             "and learns less by it",
-            "using BN prevents the model from learning good representations",
+            '"using BN prevents the model from learning good representations"',
             "He et al. 2020 (MoCo), section 3.3",
             Test(
                 "accuracy of the nearest mean of a class, trained with shuffled - with same parts",

@@ -57,7 +57,7 @@ from experiments.common.sweep import (
 from experiments.common.trials import Trial
 from experiments.common.verdicts import TIMES, Row, Test, claim
 
-FIG = "Ioffe & Szegedy 2015, Fig. 1"
+FIG = "Ioffe & Szegedy 2015, section 4.1, Fig. 1"
 ACCURACY_TICKS = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
 
 
@@ -127,7 +127,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "trains faster",
-            "far fewer steps to the same accuracy",
+            '"Batch Normalization helps the network train faster"',
             f"{FIG}a",
             faster,
             found=f"steps to {target:.0%}: {count_steps(reached[NORMALISED], last)} with, "
@@ -135,14 +135,15 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         claim(
             "ends more accurate",
-            "the batch-normalized network enjoys the higher test accuracy",
+            '"the batch-normalized network enjoys the higher test accuracy"',
             f"{FIG}a",
             better,
             found=f"{accuracy[NORMALISED].mean():.2%} with, {accuracy[PLAIN].mean():.2%} without",
         ),
         _steadier(
             "steadier inputs",
-            "distributions more stable as training progresses",
+            '"distributions in the batch-normalized network are much more stable as training '
+            'progresses"',
             records,
             names,
             "drift",

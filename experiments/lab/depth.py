@@ -161,8 +161,8 @@ def judge(records: Sequence[Record], settings: DepthSettings) -> list[Row]:
         _judge_gradients(records, deepest),
         claim(
             "deep networks train",
-            "helps against vanishing and exploding gradients, so deep networks train better",
-            "Raschka",
+            '"I think you\'ll be able to train much deeper networks"',
+            "Ng, Batch norm at test time",
             *(
                 Test(
                     f"{kind}: test accuracy of {deepest} layers, with - without batch norm, each "
@@ -175,8 +175,8 @@ def judge(records: Sequence[Record], settings: DepthSettings) -> list[Row]:
         ),
         claim(
             "needs skip connections",
-            "vanilla batch-normalized networks without skip connections are not trainable at large "
-            "depths",
+            '"vanilla batch-normalized networks without skip connections are not trainable at '
+            'large depths"',
             "Yang et al. 2019, abstract",
             Test(
                 f"ReLU with batch norm, test accuracy of {deepest} layers, residual - plain",
@@ -223,8 +223,8 @@ def _judge_gradients(records: Sequence[Record], deepest: int) -> Row:
     growth = 10 ** (changes[RELU, NORMALISED].mean() / (deepest - 2))
     return claim(
         "gradients keep size",
-        "helps against exploding and vanishing gradients; layer Jacobians may have singular values "
-        "close to 1 (a conjecture)",
+        '"helps with exploding/vanishing gradient problems"; may lead the layer Jacobians "to '
+        'have singular values close to 1" (a conjecture)',
         "Raschka; Ioffe & Szegedy 2015, section 3.3",
         *kept,
         found=f"second against last of {deepest} layers, before training: {factors}; nearer "

@@ -253,7 +253,7 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
     axes[0, 0].set_ylabel("spread of the output")
     axes[0, 1].set_ylabel("gradient, in / out")
     entitle(axes[0, 0], "small ones stay small", "a")
-    entitle(axes[0, 1], "gradients stay bounded", "b")
+    entitle(axes[0, 1], "bounded gradients", "b")
     _draw_accuracy(axes[1, 0], records, settings)
     _draw_sweeps(axes[1, 1], records, settings)
     below = figure.add_subplot(grid[2, :])

@@ -194,7 +194,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         _compared(
             f"batches of {SMALL} do not",
-            f"statistics of a single example make no sense; here of {SMALL}",
+            '"taking the mean and variance of that one example, doesn\'t make sense"; here of '
+            f"{SMALL}",
             "Ng",
             {RUNNING: late, f"batches of {SMALL}": by_batch[:, 0]},
         ),

@@ -111,7 +111,7 @@ def judge(records: Sequence[Record], settings: ScaleSettings) -> list[Row]:
     return [
         claim(
             "less care at the start",
-            "allows us to be less careful about initialization",
+            'allows us to "be less careful about initialization"',
             "Ioffe & Szegedy 2015, abstract",
             Test(
                 "points of test accuracy lost beside the usual scale, mean over scales, without - "

@@ -237,7 +237,7 @@ def _smoother(
     rates: Sequence[float],
     networks: Sequence[str] = (NORMALISED,),
 ) -> Row:
-    said = "it makes the optimization landscape significantly smoother"
+    said = '"it makes the optimization landscape significantly smoother"'
     names = {NORMALISED: "batch norm", L1: "the l1 norm", LINF: "the l-infinity norm"}
     own = networks == (NORMALISED,)
     parts = {"loss_range": "range of the loss along the gradient"} if own else {}
@@ -250,7 +250,9 @@ def _smoother(
             tests.append(Test(of, logs.mean(1), TIMES))
             found.append(f"{words} {_spread(logs)} times smaller with {names[network]}")
     if not own:
-        said = "the other norms smooth the landscape as batch norm does"
+        said = (
+            '"an improved smoothness of the landscape that is similar to the effect of BatchNorm"'
+        )
     source = f"{PAPER}, {'abstract, Fig. 4a, c' if own else 'section 3.3'}"
     return claim(short, said, source, *tests, found="; ".join(found))
 
@@ -260,7 +262,7 @@ def _predictive(short: str, records: Sequence[Record], rates: Sequence[float]) -
     of = "log of the largest change of the gradient along itself, without / with batch norm"
     return claim(
         short,
-        "a more predictive and stable behavior of the gradients",
+        '"a more predictive and stable behavior of the gradients"',
         f"{PAPER}, abstract, Fig. 4b",
         Test(f"{of}, {_mean_over(rates)}", logs.mean(1), TIMES),
         found=f"{_spread(logs)} times smaller",
@@ -280,7 +282,7 @@ def _shift(
     found += [f"|G - G'| {_spread(logs)} times as large with batch norm"]
     return claim(
         short,
-        "models with BatchNorm have similar, or even worse, internal covariate shift",
+        '"models with BatchNorm have similar, or even worse, internal covariate shift"',
         f"{PAPER}, Fig. 3",
         Test(
             f"cos(G, G'), without - with batch norm{margin}, {_mean_over(rates)}",
@@ -330,22 +332,22 @@ def _speeds(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "noise: still faster",
-            "noisy BatchNorm still performs better in terms of training",
+            'with noise after it, batch norm "still performs better in terms of training"',
             f"{PAPER}, section 2.1, Fig. 2",
             still_faster,
             found=f"steps to {target:.0%}: {found[NOISY]}; {found[PLAIN]}",
         ),
         claim(
             "noise: as fast",
-            "the performance difference between models with BatchNorm layers, and 'noisy' "
-            "BatchNorm layers is almost non-existent",
+            "\"the performance difference between models with BatchNorm layers, and 'noisy' "
+            'BatchNorm layers is almost non-existent"',
             f"{PAPER}, section 2.1, Fig. 2",
             Test(f"{of}, without noise / with noise", faster(NOISY, NORMALISED), TIMES, most),
             found=f"steps to {target:.0%}: {found[NOISY]}; {found[NORMALISED]}",
         ),
         claim(
             "others as fast",
-            "all the normalization strategies offer comparable performance to BatchNorm",
+            '"all the normalization strategies offer comparable performance to BatchNorm"',
             f"{PAPER}, section 3.3",
             *as_fast,
             found=f"steps to {target:.0%}: {'; '.join(found[n] for n in (L1, LINF, NORMALISED))}",

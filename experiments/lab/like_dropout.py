@@ -215,7 +215,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "regularises slightly",
-            "similar to dropout, batch norm therefore has a slight regularization effect",
+            '"similar to dropout, batch norm therefore has a slight regularization effect"',
             NG,
             Test(f"gap won by statistics of {NGS} in place of {BATCH}", won[ngs], SHARES),
             Test(f"gap won by dropout 0.5 - by statistics of {NGS}", won[half] - won[ngs], SHARES),
@@ -224,7 +224,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         claim(
             "as dropout of like noise",
-            "similar to dropout, it adds some noise to each hidden layer's activations",
+            '"similar to dropout, it adds some noise to each hidden layer\'s activations"',
             NG,
             *(
                 Test(

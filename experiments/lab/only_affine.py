@@ -5,8 +5,8 @@ descent changes a part of them only: the scales and shifts of batch norm; as man
 at random of those into each unit; the output layer; or everything. Each part is trained at its own
 best rate, chosen on images held out, for every width. The paper: "sufficiently deep ResNets reach
 82% (CIFAR-10) and 32% (ImageNet, top-5) accuracy in this configuration, far higher than when
-training an equivalent number of randomly chosen parameters elsewhere in the network", and "a third
-of the random features" is disabled.
+training an equivalent number of randomly chosen parameters elsewhere in the network", and "around a
+third of the random features" is disabled.
 
 Counted as disabled is a unit that no test image gets through its ReLU, or whose scale is below 0.01
 in size. Here networks are small and trained for seconds: with 1,024 units a layer they would take
@@ -188,8 +188,9 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "surprisingly accurate",
-            "surprisingly high performance with all weights frozen at random",
-            SOURCE,
+            '"freezing all weights at their random initializations ... leads to surprisingly high '
+            'performance"',
+            f"{SOURCE}, abstract",
             Test(
                 "test accuracy of scale and shift - the middle of chance and everything",
                 accuracy[AFFINE] - (chance + accuracy[ALL]) / 2,
@@ -198,9 +199,9 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         claim(
             "more than other weights",
-            "far higher than when training an equivalent number of randomly chosen parameters "
-            "elsewhere",
-            SOURCE,
+            '"far higher than when training an equivalent number of randomly chosen parameters '
+            'elsewhere in the network"',
+            f"{SOURCE}, abstract",
             Test(
                 "test accuracy of scale and shift - of as many random weights",
                 accuracy[AFFINE] - accuracy[WEIGHTS],
@@ -220,8 +221,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         claim(
             "disables a third",
-            "by naturally learning to disable around a third of the random features",
-            SOURCE,
+            '"by naturally learning to disable around a third of the random features"',
+            f"{SOURCE}, abstract",
             Test(
                 "share of units disabled at the end - 1/3, within 1/10",
                 disabled[AFFINE][:, -1] - 1 / 3,

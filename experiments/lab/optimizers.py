@@ -138,7 +138,8 @@ def _judge_moves(records: Sequence[Record], names: dict[tuple[str, str], str]) -
     )
     return claim(
         "all four learn them",
-        "momentum, RMSprop or Adam can update scale and shift, as gradient descent can",
+        '"you can also use Adam or RMSprop or momentum in order to update the parameters Beta and '
+        'Gamma, not just gradient descent"',
         "Ng",
         *tests,
         found=f"scales and shifts change by {'; '.join(words)}",
@@ -164,7 +165,8 @@ def _judge_speed(
         found.append(f"{optimizer} {count_steps(normalised, last)}, {count_steps(plain, last)}")
     return claim(
         "faster under all of them",
-        "batch norm speeds training up, whichever of them is used",
+        'it "also works with gradient descent with momentum, or RMSprop, or Adam", and has "the '
+        'effect of speeding up of learning in the whole network"',
         "Ng",
         *tests,
         found=f"steps to {target:.0%} with and without: {'; '.join(found)}",

@@ -157,7 +157,7 @@ def judge(records: Sequence[Record], settings: RankSettings) -> list[Row]:
     return [
         claim(
             "avoids rank collapse",
-            "an effective strategy to avoid rank collapse for both linear and ReLU networks",
+            '"an effective strategy to avoid rank collapse for both linear and ReLU networks"',
             "Daneshmand et al. 2020, abstract",
             *(_higher_rank(records, kind) for kind in (RELU, LINEAR)),
             found=f"effective rank of {settings.width} units after {depth} layers: "
@@ -165,8 +165,9 @@ def judge(records: Sequence[Record], settings: RankSettings) -> list[Row]:
         ),
         claim(
             f"explodes ×{YANG:.2f} a layer",
-            "gradients grow exponentially in depth, with ReLU by sqrt(pi / (pi - 1)) a layer",
-            "Yang et al. 2019",
+            '"gradient signals grow exponentially in depth", with ReLU by sqrt(pi / (pi - 1)) a '
+            "layer",
+            "Yang et al. 2019, abstract",
             Test(
                 f"log of the growth a layer with batch norm, less that of {YANG:.3f}",
                 grown[NORMALISED] - np.log(YANG),
@@ -178,8 +179,8 @@ def judge(records: Sequence[Record], settings: RankSettings) -> list[Row]:
         ),
         claim(
             "scales branches down",
-            "downscales the residual branch relative to the skip connection, by a factor on the "
-            "order of the square root of the depth",
+            '"downscales the residual branch relative to the skip connection, by a normalizing '
+            'factor on the order of the square root of the network depth"',
             "De & Smith 2020, abstract",
             Test(
                 "power of the block's number, of the skip connection over the branch, less 1/2",

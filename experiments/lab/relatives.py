@@ -189,7 +189,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "unlike batch norm",
-            "several methods have been proposed to avoid exploiting the batch dimension",
+            '"several normalization methods ... have been proposed to avoid exploiting the batch '
+            'dimension"',
             "Wu & He 2018, section 2 (layer, instance, weight norm; and theirs, group norm)",
             *(
                 Test(
@@ -232,7 +233,7 @@ def _weight_norm_is_faster(records: Sequence[Record], settings: Settings) -> Row
         reached[norm] = steps_to_target(*series(records, fastest, "test_accuracy"), target)
     return claim(
         "weight norm is faster",
-        "we speed up convergence of stochastic gradient descent",
+        '"we speed up convergence of stochastic gradient descent"',
         "Salimans & Kingma 2016, abstract",
         Test(
             f"log of steps to {target:.0%} test accuracy at {LARGE}, no norm / weight norm",

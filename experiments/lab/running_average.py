@@ -263,7 +263,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "p hardly matters",
-            "a rough estimate will do, whichever way mean and variance are averaged",
+            '"any reasonable way to estimate the mean and variance of your hidden unit values Z '
+            'should work fine"',
             "Ng",
             *(
                 Test(f"test accuracy, p = {p:g} - recalibrated, {last}", a - exact, within=MARGIN)

@@ -247,8 +247,8 @@ def judge(records: Sequence[Record], settings: InvarianceSettings) -> list[Row]:
     return [
         claim(
             "decay sets the rate",
-            "regularization has an influence on the scale of weights, and thereby on the effective "
-            "learning rate",
+            '"regularization has an influence on the scale of weights, and thereby on the '
+            'effective learning rate"',
             "van Laarhoven 2017, abstract; Hoffer et al. 2018",
             Test(f"log of the last effective rate, decay {decay:g} / none", shrunk, TIMES),
             found=f"rate / |w|² at the end: {_effective(held[1.0], rate):.2g} with decay, "
@@ -276,8 +276,8 @@ def judge(records: Sequence[Record], settings: InvarianceSettings) -> list[Row]:
         ),
         claim(
             "growth steadies itself",
-            "larger weights lead to smaller gradients, and batch norm will stabilize the parameter "
-            "growth",
+            '"larger weights lead to smaller gradients, and Batch Normalization will stabilize '
+            'the parameter growth"',
             "Ioffe & Szegedy 2015, section 3.3; Arora et al. 2019",
             Test(
                 f"log of sizes from × {large:g} / from × {small:g}, start / end, no decay",
