@@ -61,7 +61,7 @@ from experiments.common.plots import (
 )
 from experiments.common.records import Record
 from experiments.common.settings import SameImages
-from experiments.common.sweep import at_rate, best_rate, by_accuracy, trained_at
+from experiments.common.sweep import at_rate, best_trial, by_accuracy, trained_at
 from experiments.common.trials import Trial
 from experiments.common.verdicts import Row, Test, claim, control
 
@@ -255,7 +255,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
 def _best(records: Sequence[Record], settings: Settings, norm: str, size: int, run: int) -> str:
     """The name of the trial at the best rate."""
     name = name_of(norm, size, run)
-    return at_rate(name, best_rate(records, name, settings.at(size).rates))
+    return best_trial(records, name, settings.at(size).rates)
 
 
 def _error(

@@ -37,6 +37,7 @@ from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from bnjax.training import adapt
 from experiments.common.data import Dataset, Split
+from experiments.common.histories import first
 from experiments.common.models import relu_mlp
 from experiments.common.plots import (
     BLUE,
@@ -228,7 +229,7 @@ def _old_weighed_in(records: Sequence[Record], settings: Settings) -> Row:
 
 def accuracy_as_trained(records: Sequence[Record], paint: str) -> np.ndarray:
     """Accuracy (seeds,) by the statistics of training."""
-    return series(records, trial_name(paint, OLD), "test_accuracy")[1][:, 0]
+    return first(records, trial_name(paint, OLD), "test_accuracy")
 
 
 def accuracy_adapted(records: Sequence[Record], paint: str) -> tuple[np.ndarray, np.ndarray]:

@@ -28,17 +28,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, PercentFormatter, ScalarFormatter
 
 from experiments.common.data import Dataset, hold_out
-from experiments.common.deep import YANG, DeepNet, first_gradients
+from experiments.common.deep import LOOKS as RELU_LOOKS
+from experiments.common.deep import RELU, RESIDUAL, YANG, DeepNet, first_gradients
 from experiments.common.histories import final
 from experiments.common.models import ACTIVATIONS
 from experiments.common.plots import (
     BLUE,
-    GREEN,
     GREY,
     ORANGE,
     PINK,
     SKY,
-    YELLOW,
     draw_band,
     entitle,
     narrow,
@@ -46,19 +45,22 @@ from experiments.common.plots import (
 )
 from experiments.common.records import Record, per_seed, series
 from experiments.common.settings import NETWORKS, NORMALISED, PLAIN, Settings
-from experiments.common.sweep import at_rate, best_rate, draw_sweep, rate_in_words, trained_at
+from experiments.common.sweep import (
+    best_rate,
+    best_trial,
+    draw_sweep,
+    rate_in_words,
+    trained_at,
+)
 from experiments.common.trials import Trial, once
 from experiments.common.verdicts import DECADES, Row, Test, claim, control
 
-RELU, RESIDUAL, SIGMOID, TANH = KINDS = ("ReLU", "residual", "sigmoid", "tanh")
+SIGMOID, TANH = "sigmoid", "tanh"
+KINDS = (RELU, RESIDUAL, SIGMOID, TANH)
 TRAINED = (RELU, RESIDUAL, SIGMOID)
 GRADIENT_BATCH = 250  # test images
 FLOOR = 1e-8  # of the norms in the picture; what is below is as good as 0
-LOOKS = {  # colour, line and marker of each network
-    f"{RELU} {PLAIN}": (ORANGE, "--"),
-    f"{RELU} {NORMALISED}": (BLUE, "-"),
-    f"{RESIDUAL} {PLAIN}": (YELLOW, ":"),
-    f"{RESIDUAL} {NORMALISED}": (GREEN, "-."),
+LOOKS = RELU_LOOKS | {  # in a panel of their own
     f"{SIGMOID} {PLAIN}": (ORANGE, "--"),
     f"{SIGMOID} {NORMALISED}": (BLUE, "-"),
     f"{TANH} {PLAIN}": (PINK, ":"),
@@ -141,7 +143,7 @@ def accuracies(
     found = []
     for depth in settings.depths:
         name = _name(kind, network, depth)
-        best = at_rate(name, best_rate(records, name, settings.rates))
+        best = best_trial(records, name, settings.rates)
         found.append(np.nan_to_num(final(records, best, "test_accuracy")))
     return np.stack(found, 1)
 

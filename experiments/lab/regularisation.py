@@ -47,7 +47,7 @@ from experiments.common.plots import (
     narrow,
     set_ticks,
 )
-from experiments.common.rates import SGD, at_rate
+from experiments.common.rates import SGD, set_rate
 from experiments.common.records import Record, series
 from experiments.common.settings import Settings as Common
 from experiments.common.trials import Trial, once, training
@@ -133,7 +133,7 @@ def trials(settings: Settings, data: Dataset) -> list[Trial]:
                 data=splits[split],
                 batch_size=size,
                 evaluate=evaluated,
-                prepare=at_rate(rate),
+                prepare=set_rate(rate),
             )
             for name, model, size in networks
             for rate, split in settings.runs
