@@ -81,15 +81,15 @@ def _section(experiment: Experiment, runs: Sequence[Result]) -> str:
 
 def _comparison(runs: Sequence[Result]) -> str:
     """Claims by runs: what each found."""
-    claims = list(dict.fromkeys(c["claim"] for run in runs for c in run.summary["claims"]))
-    found = [{c["claim"]: c for c in run.summary["claims"]} for run in runs]
+    found = [{(c["short"], c["claim"]): c for c in run.summary["claims"]} for run in runs]
+    claims = dict.fromkeys(key for run in found for key in run)
     head = "".join(
         f"<th>{escape(run.title)}<br><code>{escape(run.folder.as_posix())}</code></th>"
         for run in runs
     )
     rows = "".join(
-        f"<tr><th>{escape(claim)}</th>{''.join(_cell(run.get(claim)) for run in found)}</tr>"
-        for claim in claims
+        f"<tr><th>{escape(key[1])}</th>{''.join(_cell(run.get(key)) for run in found)}</tr>"
+        for key in claims
     )
     return f"""<details class="compare"><summary>Compare {len(runs)} runs</summary>
 <div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>
