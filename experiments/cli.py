@@ -76,6 +76,11 @@ def _dispatch(args: Sequence[str] | None) -> int:
 
         report.run(command)
         return 0
+    if isinstance(command, options.Site):
+        from experiments.site import runner as site
+
+        site.run(command)
+        return 0
     from experiments import runner
 
     if isinstance(command, options.Run):

@@ -19,7 +19,7 @@ from experiments.train.options import Train
 
 PROGRAM = "python -m experiments"
 ALL = "all"
-COMMANDS = ("run", "list", "plot", "report", "benchmark", "train")
+COMMANDS = ("run", "list", "plot", "report", "benchmark", "train", "site")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,15 @@ class Benchmark:
     """Replace a finished result in that folder."""
 
 
-Command = Run | List | Plot | Report | Benchmark | Train
+@dataclass(frozen=True)
+class Site:
+    """Build guides, reference and laboratory as a site that reads offline."""
+
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs/site")
+    """Folder of the site; one that is there is replaced."""
+
+
+Command = Run | List | Plot | Report | Benchmark | Train | Site
 
 
 def parse(args: Sequence[str] | None) -> Command:
@@ -128,6 +136,7 @@ def parse(args: Sequence[str] | None) -> Command:
         | Annotated[Report, subcommand("report")]
         | Annotated[Benchmark, subcommand("benchmark")]
         | Annotated[Train, subcommand("train")]
+        | Annotated[Site, subcommand("site")]
     )
     words = list(sys.argv[1:] if args is None else args)
     complaint = io.StringIO()

@@ -27,10 +27,10 @@ def everything(folder: Path) -> set[Path]:
 
 
 USER_ERRORS = {
-    "no command": ([], "{run, list, plot, report, benchmark, train}"),
+    "no command": ([], "{run, list, plot, report, benchmark, train, site}"),
     "unknown command": (
         ["frob"],
-        "Available subcommands: run, list, plot, report, benchmark, train",
+        "Available subcommands: run, list, plot, report, benchmark, train, site",
     ),
     "no experiment": (["run"], "NAME"),
     "unknown experiment": (["run", "nope"], "'nope'; choose one of: convergence"),
