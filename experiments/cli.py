@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # imported late, so that the first line comes at once
 USER_ERROR = 2
 EXTRAS = (  # of bnjax[experiments]
     "filelock",
+    "jinja2",
     "matplotlib",
     "orbax",
     "pooch",
