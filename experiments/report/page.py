@@ -31,11 +31,15 @@ MARK = MARKS | {CONTROL: "–", IDENTITY: "="}
 
 def page(found: Sequence[Result]) -> str:
     """A whole HTML document."""
-    return templates().get_template("page.html").render(
-        groups=by_experiment(found),
-        tally=tally(found),
-        rule=RULE,
-        style=Markup(STYLE.read_text(encoding="utf-8")),
+    return (
+        templates()
+        .get_template("page.html")
+        .render(
+            groups=by_experiment(found),
+            tally=tally(found),
+            rule=RULE,
+            style=Markup(STYLE.read_text(encoding="utf-8")),
+        )
     )
 
 

@@ -13,6 +13,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "myst_nb",
+    "experiments.site.laboratory",
     "experiments.site.mathml",
     "experiments.site.reference",
 ]
@@ -23,6 +24,7 @@ html_title = "bnjax"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_theme_options = {
+    "navbar_persistent": [],  # the sidebar has the search
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
@@ -44,7 +46,7 @@ myst_heading_anchors = 3
 
 # Reference: Google's docstrings, signatures one parameter a line, types where they are written.
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]  # takes two names on a line
 napoleon_use_rtype = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

@@ -2,19 +2,26 @@
 
 import importlib
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from docutils import nodes
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.typing import ExtensionMetadata
 
 import bnjax
+from experiments.site.pages import environment, write_page
 
-TEMPLATES = Path(__file__).with_name("templates")
+# What Sphinx makes of names and defaults in signatures, and what people write.
+PLAIN = (
+    (r"TypeAliasForwardRef\('(\w+)'\)", r"\1"),
+    (r"<class '(?:jax\.numpy)?\.?(\w+)'>", r"\1"),
+    (r"<function (\w+)[^>]*>", r"\1"),
+    (r"parent: [^=]* = <[^>]*>, name: str \| None = None(, )?", ""),  # of every Flax module
+)
 
 
 class Entry(NamedTuple):
@@ -37,6 +44,12 @@ class Entry(NamedTuple):
         return "function" if callable(self.thing) else "data"
 
     @property
+    def fields(self) -> list[str]:
+        """Of a named tuple or a dataclass; its docstring tells what they are."""
+        names = getattr(self.thing, "_fields", ())
+        return [*names, *getattr(self.thing, "__dataclass_fields__", ())]
+
+    @property
     def home(self) -> str:
         """Where it is defined, as annotations name it."""
         module = getattr(self.thing, "__module__", self.room)
@@ -54,29 +67,31 @@ def rooms() -> dict[str, list[Entry]]:
 
 def write(folder: Path) -> None:
     """Puts the pages into `folder`."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True
-    )
-    found = rooms()
-    _write(folder / "index.rst", environment.get_template("rooms.rst").render(rooms=found))
+    pages, found = environment(), rooms()
+    write_page(folder / "index.rst", pages.get_template("rooms.rst").render(rooms=found))
     for room, entries in found.items():
-        text = environment.get_template("room.rst").render(room=room, entries=entries)
-        _write(folder / f"{room}.rst", text)
+        text = pages.get_template("room.rst").render(room=room, entries=entries)
+        write_page(folder / f"{room}.rst", text)
         for entry in entries:
-            text = environment.get_template("name.rst").render(entry=entry)
-            _write(folder / room / f"{entry.name}.rst", text)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+            text = pages.get_template("name.rst").render(entry=entry)
+            write_page(folder / room / f"{entry.name}.rst", text)
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Writes the pages when a build begins, and resolves what annotations refer to."""
     app.connect("builder-inited", lambda app: write(Path(app.srcdir) / "reference"))
+    app.connect("autodoc-process-signature", _plain)
     app.connect("missing-reference", _public)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _plain(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, *parts: str | None
+) -> tuple[str | None, ...]:
+    """Signature and what it returns, as somebody would write them."""
+    for pattern, plain in PLAIN:
+        parts = tuple(part and re.sub(pattern, plain, part) for part in parts)
+    return parts
 
 
 def _public(

@@ -30,7 +30,8 @@ def run(options: Site) -> None:
     with tempfile.TemporaryDirectory(prefix="bnjax-site-") as folder:
         pages, built = Path(folder, "pages"), Path(folder, "html")
         copy_pages(pages)
-        build(pages, built)
+        if build(pages, built):
+            raise UserError("the site was not built; what is wrong stands above")
         shutil.rmtree(out, ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(built, out)
@@ -45,10 +46,9 @@ def copy_pages(folder: Path) -> None:
         copy(path, folder / path.name)
 
 
-def build(pages: Path, out: Path) -> None:
-    """The HTML of `pages`; a warning is an error."""
+def build(pages: Path, out: Path, *more: str) -> int:
+    """Writes the HTML of `pages`; the exit code of Sphinx, to which a warning is an error."""
     from sphinx.cmd.build import build_main
 
     words = ["--fail-on-warning", "--quiet", "-c", SOURCE, "-d", pages.parent / "doctrees"]
-    if build_main([*map(str, words), str(pages), str(out)]):
-        raise UserError("the site was not built; what is wrong stands above")
+    return build_main([*map(str, words), *more, str(pages), str(out)])
