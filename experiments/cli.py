@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # imported late, so that the first line comes at once
 USER_ERROR = 2
 EXTRAS = (  # of the group `experiments` in pyproject.toml
     "filelock",
+    "jinja2",
     "matplotlib",
     "orbax",
     "pooch",
@@ -75,6 +76,11 @@ def _dispatch(args: Sequence[str] | None) -> int:
         from experiments.report import runner as report
 
         report.run(command)
+        return 0
+    if isinstance(command, options.Site):
+        from experiments.site import runner as site
+
+        site.run(command)
         return 0
     from experiments import runner
 

@@ -98,7 +98,7 @@ def check_batch_norms(
     Args:
       model: an ``nnx.Module``, or a ``flax.linen.Module``, which is traced to see its layers.
       options: by path of layer, from :func:`batch_norm_options` or written by hand.
-      *args, **kwargs: for linen: what ``model.init`` takes after the key. Arrays (or
+      args, kwargs: for linen: what ``model.init`` takes after the key. Arrays (or
         ``jax.ShapeDtypeStruct``) by position, all else by name.
 
     Raises:

@@ -26,7 +26,7 @@ def drop_redundant_biases(
     mean too, so that evaluation stays the same as well.
 
     Args:
-      model, variables, *args, **kwargs: as of :func:`find_pairs`; training mode will do too.
+      model, variables, args, kwargs: as of :func:`find_pairs`; training mode will do too.
       layers: regular expression to be found in the path of a layer with a bias; by default all.
 
     Returns:

@@ -25,7 +25,7 @@ def fold(model: Model, variables: Any, *args: Any, layers: str = "", **kwargs: A
     ``use_bias=True``, so they load into such a model as well as into :class:`AlteredModule`.
 
     Args:
-      model, variables, *args, layers, **kwargs: as of :func:`find_pairs`; from arrays, not shapes,
+      model, variables, args, layers, kwargs: as of :func:`find_pairs`; from arrays, not shapes,
         for the comparison to take place.
 
     Returns:

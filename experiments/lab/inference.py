@@ -1,7 +1,7 @@
 """At test time running averages stand in for the batch (Lee; Ng; Wu & Johnson 2021).
 
 A prediction should hang on its own input and not on what else is in the batch, so population
-statistics replace those of the batch. One network is trained and evaluated in three ways:
+statistics replace those of the batch. One network is trained and evaluated in three ways::
 
     running        exponential averages kept in training, the usual ones
     recalibrated   moments of training images under the weights as they are

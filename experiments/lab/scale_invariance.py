@@ -7,7 +7,7 @@ trained by gradient descent from the usual weights and from smaller and larger o
 without weight decay of what stands before batch norm:
 
 * A gradient at right angles to the weights makes them longer with every step, so their direction
-  turns less and less: by `effective rate = rate / |w|^2` for a unit's weights w. Too large a rate
+  turns less and less: by ``effective rate = rate / |w|^2`` for a unit's weights w. Too large a rate
   tunes itself down (Arora et al. 2019).
 * Weight decay does not make the function any simpler, it makes w shorter and the effective rate
   larger (van Laarhoven 2017; Hoffer et al. 2018). Where growth and decay meet, with gradients g::
@@ -16,8 +16,8 @@ without weight decay of what stands before batch norm:
 
   no matter what is learned, nor where the weights started.
 
-Sizes are root mean squares over the units of all hidden layers; the angle, rate |g| / |w|, is that
-of the mini-batches of some hundred steps.
+Sizes are root mean squares over the units of all hidden layers; the angle, ``rate |g| / |w|``, is
+that of the mini-batches of some hundred steps.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """Does it help reusing a pretrained model, and what of its batch norm (Ng)?
 
 A network learns one half of the classes, gets a new last layer, and learns the other half from a
-few examples a class, in four ways:
+few examples a class, in four ways::
 
     batch norm trains on   as in any training: batches normalise, running averages follow
     batch norm frozen      statistics, scale and shift stay as pretrained (`bnjax.surgery.freeze`)
