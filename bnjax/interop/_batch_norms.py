@@ -15,6 +15,8 @@ from flax import nnx
 import bnjax.linen
 import bnjax.nnx
 from bnjax._variables import name
+from bnjax.interop._equinox_averages import counts
+from bnjax.interop._equinox_parts import batch_norms, layers_of
 from bnjax.interop._keras import path_of
 from bnjax.interop._names import Rename, renamed
 from bnjax.interop._torch_names import modules
@@ -34,8 +36,9 @@ def batch_norm_options(
     r"""The arguments with which a Flax batch norm trains and evaluates as each one of a model.
 
     For torch ``momentum`` is 1 − torch's (None, the average of all updates, stays None), ``ddof``
-    is 1; for Keras ``momentum`` is Keras's, ``ddof`` is 0. The path is the one that
-    :func:`from_torch` and :func:`from_keras` make with the same ``rename``.
+    is 1; for Keras and Equinox ``momentum`` is theirs, ``ddof`` is 0, and Equinox's
+    ``mode="batch"`` debiases. The path is the one that :func:`from_torch`, :func:`from_keras` and
+    :func:`from_equinox` make with the same ``rename``.
 
     A batch norm is what holds ``running_mean`` and ``running_var`` (in Keras ``moving_mean`` and
     ``moving_variance``), of whatever class: ``FrozenBatchNorm2d`` of torchvision, detectron2 and
@@ -49,14 +52,15 @@ def batch_norm_options(
     debias=True)``.
 
     Args:
-      model: a ``torch.nn.Module`` or a Keras model or layer.
-      rename: as for :func:`from_torch` or :func:`from_keras`.
+      model: a ``torch.nn.Module``, a Keras model or layer, or an ``equinox.Module``.
+      rename: as for :func:`from_torch`, :func:`from_keras` or :func:`from_equinox`.
       defaults: ``epsilon``, and ``momentum`` as Flax means it, of classes that have them in their
         code and not in an attribute.
 
     Returns:
       By path, such as ``"layer1/0/bn1"``: ``momentum``, ``epsilon``, ``ddof``, ``use_scale`` and
-      ``use_bias``, for :class:`bnjax.linen.BatchNorm` and :class:`bnjax.nnx.BatchNorm`.
+      ``use_bias``, of Equinox ``debias`` too, for :class:`bnjax.linen.BatchNorm` and
+      :class:`bnjax.nnx.BatchNorm`.
 
     Raises:
       ValueError: a layer of torch has ``track_running_stats=False``; or a class does not tell its
@@ -78,12 +82,17 @@ def batch_norm_options(
     if keras is not None and isinstance(model, keras.Layer):
         norms = _keras_norms(keras, model)
         return _options(norms, _keras_options, rename, defaults or {})
+    equinox = sys.modules.get("equinox")
+    if equinox is not None and isinstance(model, equinox.Module):
+        norms = batch_norms(layers_of(model))
+        return _options(norms, _equinox_options, rename, defaults or {})
     if hasattr(model, "named_modules"):
         norms = _torch_norms(model)
         return _options(norms, _torch_options, rename, defaults or {})
     raise TypeError(
-        f"model must be a torch.nn.Module or a keras.Model, got {type(model).__name__}. Options of "
-        "a Flax model are its own: give expected ones to check_batch_norms."
+        "model must be a torch.nn.Module, a keras.Model or an equinox.Module, got "
+        f"{type(model).__name__}. Options of a Flax model are its own: give expected ones to "
+        "check_batch_norms."
     )
 
 
@@ -257,6 +266,17 @@ def _keras_options(layer: Any) -> dict[str, Any]:
         "ddof": 0,
         "use_scale": _uses(layer, "scale", "gamma"),
         "use_bias": _uses(layer, "center", "beta"),
+    }
+
+
+def _equinox_options(layer: Any) -> dict[str, Any]:
+    return {
+        "momentum": layer.momentum,
+        "epsilon": layer.eps,
+        "ddof": 0,
+        "debias": counts(layer),
+        "use_scale": layer.channelwise_affine,
+        "use_bias": layer.channelwise_affine,
     }
 
 
