@@ -27,6 +27,7 @@ NNX = (nnx.BatchNorm, bnjax.nnx.BatchNorm)
 # What Flax's own layers, which lack these fields, do.
 FLAX = {"ddof": 0, "debias": False}
 EPSILON = ("eps", "epsilon", "variance_epsilon")
+FOLDED = "is folded into its neighbour and has none: compare before bnjax.surgery.fold"
 UNTOLD: Any = object()  # None is a momentum
 
 
@@ -111,8 +112,9 @@ def check_batch_norms(
         ``jax.ShapeDtypeStruct``) by position, all else by name.
 
     Raises:
-      ValueError: lists all options that differ, layers without options and options without layer.
-      TypeError: ``model`` is not of Flax.
+      ValueError: lists all options that differ, layers without options and options without layer,
+        which folded layers are.
+      TypeError: ``model`` is not of Flax, or of linen and the arguments are not those of its call.
 
     Example:
       >>> from flax import nnx
@@ -129,7 +131,9 @@ def check_batch_norms(
     ``from_state_dict`` compares them.
     """
     layers = _layers(model, args, kwargs)
-    faults = {path: ["there is no such layer"] for path in options if path not in layers}
+    folded = _folded(model)
+    lost = [path for path in options if path not in layers]
+    faults = {path: [FOLDED if path in folded else "there is no such layer"] for path in lost}
     for path, layer in layers.items():
         faults[path] = _differences(layer, options.get(path))
     lines = [
@@ -137,16 +141,10 @@ def check_batch_norms(
         for path, found in faults.items()
         for fault in found
     ]
+    advice = ["The layer at path takes them as BatchNorm(..., **options[path])."] if layers else []
     if lines:
-        raise ValueError(
-            "\n".join(
-                [
-                    "batch norms of the model are not as options say:",
-                    *lines,
-                    "The layer at path takes them as BatchNorm(..., **options[path]).",
-                ]
-            )
-        )
+        head = "batch norms of the model are not as options say:"
+        raise ValueError("\n".join([head, *lines, *advice]))
 
 
 def _differences(layer: Any, options: Mapping[str, Any] | None) -> list[str]:
@@ -293,7 +291,10 @@ def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any
     # What surgery makes of a linen module says how to see its layers as they are now.
     in_force = getattr(model, "in_force", contextlib.nullcontext)
     if not (isinstance(model, flax.linen.Module) or hasattr(model, "in_force")):
-        raise TypeError(f"model must be an nnx or a linen Module, got {type(model).__name__}.")
+        merged = " Merge it: nnx.merge(graphdef, state)." if isinstance(model, nnx.GraphDef) else ""
+        raise TypeError(
+            f"model must be an nnx or a linen Module, got {type(model).__name__}.{merged}"
+        )
     found = {}
 
     def record(call: Callable, args, kwargs, context):
@@ -302,8 +303,25 @@ def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any
         return call(*args, **kwargs)
 
     with in_force(), flax.linen.intercept_methods(record):
-        jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *args)
+        try:
+            jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *args)
+        except TypeError as error:
+            if args or kwargs:
+                raise
+            raise TypeError(
+                "a linen module is traced to see its layers, and needs what model.init takes after "
+                f"the key, as in check_batch_norms(model, options, x); without it: {error}."
+            ) from error
     return found
+
+
+def _folded(model: Any) -> set[str]:
+    """Paths of norms that bnjax.surgery.fold has put into their neighbours, by what it left."""
+    if isinstance(model, nnx.Module):
+        left = nnx.iter_modules(model)
+    else:
+        left = getattr(model, "changes", {}).items()
+    return {name(path) for path, node in left if getattr(node, "stands_for_folded_norm", False)}
 
 
 def _same(a: Any, b: Any) -> bool:

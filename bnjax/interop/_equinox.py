@@ -74,9 +74,9 @@ def from_equinox(
 
     Raises:
       ValueError: lists all unknown, missing, doubly led to, mis-shaped and doubtful names; or all
-        values that do not fit into the dtype of their leaf; or all leaves left out that are a
-        ``jax.ShapeDtypeStruct``, and so have no value to be left at; or ``model`` is one half of
-        ``eqx.partition``; or ``state`` is of another model, missing, or used up.
+        values that do not fit into the dtype of their leaf; or all leaves that nothing fills, and
+        that are a ``jax.ShapeDtypeStruct`` without a value to be left at; or ``model`` is one half
+        of ``eqx.partition``; or ``state`` is of another model, missing, or used up.
       TypeError: ``model`` or ``state`` is of another kind.
 
     Example:
