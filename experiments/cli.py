@@ -89,7 +89,7 @@ def _benchmark(command: "Benchmark", own_process: bool) -> int:
     from experiments.benchmarks import machine
 
     if own_process:
-        machine.prepare(elsewhere=command.name == "accelerators")
+        machine.prepare(elsewhere=command.name in ("accelerators", "checkpoint"))
     from experiments.benchmarks import runner
 
     interrupts.raise_again()

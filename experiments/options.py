@@ -93,8 +93,11 @@ class Benchmark:
     Exits with 1 if a claim fails. An option that means nothing to a benchmark is an error.
     """
 
-    name: Annotated[Positional[str], choice(*NAMES)]
-    """What is measured."""
+    name: Annotated[
+        Positional[str],
+        choice(*NAMES),
+        arg(metavar="NAME", help=f"What is measured: {', '.join(NAMES)}."),
+    ]
     shapes: Annotated[str, choice("quick", "full")] = "full"
     """A few shapes for a glance, or those that the claims are about."""
     rounds: Annotated[int | None, whole(2, 10**6)] = None

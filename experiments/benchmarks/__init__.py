@@ -11,6 +11,7 @@ out on paper what `devices` counts. The way of measuring is explained in README.
 
 NAMES = (
     "accelerators",
+    "checkpoint",
     "steps",
     "layer",
     "network",
