@@ -96,7 +96,7 @@ def _benchmark(command: "Benchmark", own_process: bool) -> int:
 
     checks.check(command)
     if own_process:
-        machine.prepare(elsewhere=command.name == "accelerators")
+        machine.prepare(elsewhere=command.name in ("accelerators", "checkpoint"))
     from experiments.benchmarks import runner
 
     interrupts.raise_again()
