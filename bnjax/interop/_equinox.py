@@ -28,22 +28,19 @@ def from_equinox(
 ) -> Any:
     r"""Variables with the weights and running statistics of an Equinox model.
 
-    ==================================  ===========================  ===========================
-    Equinox                             Flax                         how
-    ==================================  ===========================  ===========================
-    ``weight`` of ``Linear``            ``params/kernel``            (out, in) → (in, out)
-    ``weight`` of ``Conv`` and          ``params/kernel``            OIHW → HWIO
-    ``ConvTranspose``
-    ``bias`` of these                   ``params/bias``              axes of one dropped
-    ``weight``, ``bias`` of norms       ``params/scale``, ``bias``   as they are, or CHW → HWC
-    ``weight`` of ``Embedding``         ``params/embedding``         as it is
-    running statistics of               ``batch_stats/mean``,        as the layer evaluates with
-    ``BatchNorm``                       ``var``                      them
-    the counter of its ``mode="batch"`` ``batch_stats/count``        left out where the layer has
-                                                                     no ``count``
-    ``query_proj``, ..., of             ``query``, ..., ``out`` of   features by head
-    ``MultiheadAttention``              Flax's attention
-    ==================================  ===========================  ===========================
+    ===========================  =============================  ===========================
+    Equinox                      Flax                           how
+    ===========================  =============================  ===========================
+    ``weight`` of ``Linear``     ``params/kernel``              (out, in) → (in, out)
+    ``weight`` of convolutions   ``params/kernel``              OIHW → HWIO
+    their ``bias``               ``params/bias``                axes of one dropped
+    ``weight`` of norms          ``params/scale``               as it is, or CHW → HWC
+    ``bias`` of norms            ``params/bias``                as it is, or CHW → HWC
+    ``weight`` of ``Embedding``  ``params/embedding``           as it is
+    statistics of ``BatchNorm``  ``batch_stats/mean``, ``var``  as it evaluates with them
+    counter of ``mode="batch"``  ``batch_stats/count``          dropped where there is none
+    ``MultiheadAttention``       ``query``, ``key``, ...        features by head
+    ===========================  =============================  ===========================
 
     Equinox's layers see one example with its channels first, Flax's a batch with its channels
     last. All other arrays are parameters of the same name. Layers that were stacked by
