@@ -16,6 +16,7 @@ from bnjax._switches import AS_CALLED, SWITCHES, SwitchedStats, Switches
 # ("params", "block", "BatchNorm_0", "scale"): linen's order, collection first.
 Path = tuple[Any, ...]
 Flat = dict[Path, Any]
+MOST_NAMED = 8  # leaves in an error
 # The kind of nnx variable that a leaf of linen's collection is.
 KINDS: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
@@ -87,6 +88,30 @@ def norms(flat: Flat) -> list[Path]:
         for path in stats
         if path[-1:] == ("mean",) and ("batch_stats", *path[:-1], "var") in flat
     ]
+
+
+def choose_norms(paths: Iterable[Path], pattern: str) -> list[Path]:
+    """As :func:`choose`, of batch norms; another error if there are none at all."""
+    paths = list(paths)
+    if not paths:
+        raise ValueError(
+            "there is no batch norm in the model: no layer with mean and var in batch_stats. If "
+            "bnjax.surgery.fold took them away, do this before it, with the model and variables "
+            "that it was given."
+        )
+    return choose(paths, pattern)
+
+
+def refuse_shapes(flat: Flat, why: str = "", argument: str = "variables") -> None:
+    """Raise where a leaf is a shape without values."""
+    empty = [name(path) for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if empty:
+        more = f" and {len(empty) - MOST_NAMED} more" if len(empty) > MOST_NAMED else ""
+        raise ValueError(
+            f"{argument} have no values at {', '.join(empty[:MOST_NAMED])}{more}, only shapes{why}."
+            " jax.eval_shape gives shapes alone: pass what model.init(key, x) draws, or the "
+            "nnx.state of a model."
+        )
 
 
 def choose(paths: Iterable[Path], pattern: str, argument: str = "layers") -> list[Path]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # imported late, so that the first line comes at once
 USER_ERROR = 2
 EXTRAS = (  # of the group `experiments` in pyproject.toml
     "filelock",
+    "jinja2",
     "matplotlib",
     "orbax",
     "pooch",
@@ -76,6 +77,11 @@ def _dispatch(args: Sequence[str] | None) -> int:
 
         report.run(command)
         return 0
+    if isinstance(command, options.Site):
+        from experiments.site import runner as site
+
+        site.run(command)
+        return 0
     from experiments import runner
 
     if isinstance(command, options.Run):
@@ -90,7 +96,7 @@ def _benchmark(command: "Benchmark", own_process: bool) -> int:
 
     checks.check(command)
     if own_process:
-        machine.prepare(elsewhere=command.name == "accelerators")
+        machine.prepare(elsewhere=command.name in ("accelerators", "checkpoint"))
     from experiments.benchmarks import runner
 
     interrupts.raise_again()

@@ -1,4 +1,4 @@
-"""The sentences of the lectures that claim something, each with the row that tests it.
+"""What the lectures claim, sentence by sentence and in short, each with the row that tests it.
 
 In each lecture's own order. `python -m experiments report --gallery` writes them with their
 verdicts into lectures.md beside this file.
@@ -30,7 +30,6 @@ SENTENCES = (
     *_sentences(
         RASCHKA,
         ("It helps against vanishing and exploding gradients", "depth", "gradients keep size"),
-        ("... so that deep networks train", "depth", "deep networks train"),
         (
             "It increases stability: training progresses more smoothly",
             "steadiness",
@@ -74,6 +73,7 @@ SENTENCES = (
         ("... less so from 64 to 512 images", "regularisation", "large ones do so less"),
         ("At test time: exponentially weighted averages", "inference", "stand in for the batch"),
         ("... any reasonable way to estimate them will do", "running_average", "p hardly matters"),
+        ("Much deeper networks can be trained", "depth", "deep networks train"),
         ("One pair of gamma and beta a unit", "trained_affine", "one pair a layer"),
         ("sigma and mu are not their best values", "trained_affine", "whether undone depends"),
     ),

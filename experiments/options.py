@@ -127,7 +127,18 @@ class Benchmark:
     overwrite: FlagCreatePairsOff[bool] = False
 
 
-Command = Run | List | Plot | Report | Benchmark | Train
+@dataclass(frozen=True)
+class Site:
+    """Build guides, reference and laboratory as a site that reads offline.
+
+    Attributes:
+      out: Folder of the site; one that is there is replaced.
+    """
+
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs/site")
+
+
+Command = Run | List | Plot | Report | Benchmark | Train | Site
 COMMANDS: dict[str, Any] = {
     "run": Run,
     "list": List,
@@ -135,6 +146,7 @@ COMMANDS: dict[str, Any] = {
     "report": Report,
     "benchmark": Benchmark,
     "train": Train,
+    "site": Site,
 }
 CONSTRUCTORS = {Train: grouped}  # where it is not the class
 

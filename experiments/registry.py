@@ -72,7 +72,7 @@ EXPERIMENTS = (
         "depth",
         "Batch norm keeps gradients from vanishing or exploding",
         "Batch norm does not keep gradients from vanishing or exploding here",
-        "Raschka; Ioffe & Szegedy 2015",
+        "Raschka; Ng; Ioffe & Szegedy 2015; Yang et al. 2019",
         {"quick": 1.5, "long": 10},
     ),
     Experiment(
@@ -86,14 +86,15 @@ EXPERIMENTS = (
         "initial_scale",
         "With batch norm, the scale of the first weights matters less",
         "With batch norm, the scale of the first weights matters as much here",
-        "Ioffe & Szegedy 2015, section 1; Long",
+        "Ioffe & Szegedy 2015, abstract; Long",
         {"quick": 0.6, "long": 5},
     ),
     Experiment(
         "scale_invariance",
         "Weight decay before batch norm sets the rate of learning",
         "Weight decay before batch norm does not set the rate of learning here",
-        "Ioffe & Szegedy 2015, section 3.3; van Laarhoven 2017; Hoffer et al. 2018; Arora 2019",
+        "Ioffe & Szegedy 2015, section 3.3; van Laarhoven 2017; Hoffer et al. 2018; "
+        "Arora et al. 2019",
         {"quick": 0.5, "long": 2},
     ),
     Experiment(

@@ -14,7 +14,8 @@ import bnjax
 
 HEAVY = ("flax", "torch", "matplotlib", "orbax", "optax", "rich", "sklearn", "keras")
 # Examples that convert from a library need it.
-MISSING = [m for m in ("torch", "keras", "haiku", "onnxruntime") if find_spec(m) is None]
+LIBRARIES = ("torch", "keras", "haiku", "equinox", "onnxruntime")
+MISSING = [m for m in LIBRARIES if find_spec(m) is None]
 PACKAGES = [
     "bnjax",
     "bnjax.linen",

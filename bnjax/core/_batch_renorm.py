@@ -88,8 +88,9 @@ def batch_renorm(
       warmup_steps: for this many updates, by ``batch_stats.count``, ``y`` is that of batch norm
         (``r_max=1, d_max=0``): at first the running statistics are no guide.
       average: what the running variance averages: "std", or "var" as batch norm does.
-      decay, epsilon, axis, mask, axis_name, ddof, debias, virtual_batch_size, update_stats,
-        skip_nonfinite, unseen, dtype, axis_index_groups: as in :func:`bnjax.batch_norm`.
+      decay, epsilon, axis, mask, axis_name, ddof, debias: as in :func:`bnjax.batch_norm`.
+      virtual_batch_size, update_stats, skip_nonfinite, unseen, dtype: likewise.
+      axis_index_groups: likewise.
       single_value: as there, but "allow": a batch of one is normalised by the running
         statistics, as far as ``d_max`` lets it.
 

@@ -25,16 +25,16 @@ def save_norm_statistics(primitive: Any, *args: Any, **params: Any) -> bool:
     its convolutions are repeated, but no statistics. Temporary memory and bytes moved, relative to
     the same network without the policy, compiled for an H100 (bfloat16, forward and backward):
 
-    ==========================================================  =======  =======
-    network, and what stands in one ``jax.checkpoint``           memory   bytes
-    ==========================================================  =======  =======
-    16 convolutions of width 256, norm-activation-convolution      0.55     1.08
-    the same under ``lax.scan``                                    0.46
-    16 residual blocks of two such, norm-activation-convolution    0.54     1.08
-    the same, a residual block                                     0.33     1.15
-    ResNet-50, norm-activation-convolution                         0.85     1.02
-    ResNet-50, a residual block (without the policy: 1.20 bytes)   0.39     1.14
-    ==========================================================  =======  =======
+    ============================================================  =======  =======
+    network, and what stands in one ``jax.checkpoint``             memory   bytes
+    ============================================================  =======  =======
+    16 convolutions of width 256, norm-activation-convolution        0.55     1.08
+    the same under ``lax.scan``                                      0.46
+    16 residual blocks of two such, norm-activation-convolution      0.54     1.08
+    the same, a residual block                                       0.33     1.15
+    ResNet-50, norm-activation-convolution                           0.85     1.02
+    ResNet-50, a residual block (without the policy: 1.20 bytes)     0.39     1.14
+    ============================================================  =======  =======
 
     Under ``lax.scan`` over blocks (with ``prevent_cse=False``) the saving is certain. In one
     straight program it is up to the compiler: XLA on CPU drops the barriers that delay the

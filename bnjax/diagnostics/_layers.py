@@ -87,12 +87,14 @@ class LayerStatistics(NamedTuple):
 def read_layers(variables: Any, history: Any, data: Any) -> list[LayerStatistics]:
     """Every layer with running statistics, in the order that people count: 2 before 10."""
     flat, _ = _variables.flatten(variables)
+    _variables.refuse_shapes(flat)
     paths = sorted(_variables.norms(flat), key=_natural)
     if not paths:
         collections = printable(", ".join(sorted({str(p[0]) for p in flat})))
         raise ValueError(
             "variables hold no running statistics: no layer with mean and var in batch_stats. "
-            f"The collections are {collections or 'none'}."
+            f"The collections are {collections or 'none'}. If bnjax.surgery.fold took the norms "
+            "away, report on what it was given."
         )
     names = {_variables.name(path) for path in paths}
     seen = _batches(data if data is not None else _pending(flat), names)

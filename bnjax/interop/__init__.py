@@ -3,15 +3,16 @@
 Checkpoints: ``load_variables`` reads orbax, safetensors, msgpack and npz, whatever tree was saved;
 ``save_safetensors`` writes one.
 
-Models of other libraries: ``from_torch``, ``from_keras`` and ``from_haiku`` fill a tree of
-variables, ``to_torch``, ``to_keras`` and ``to_haiku`` read the same rules backwards, ``load_torch``
-reads torch's files. ``batch_norm_options`` are momentum, epsilon and convention of each layer,
-which no file of weights holds; ``check_batch_norms`` compares them.
+Models of other libraries: ``from_torch``, ``from_keras``, ``from_haiku`` and ``from_equinox`` fill
+a tree of variables, ``to_torch``, ``to_keras``, ``to_haiku`` and ``to_equinox`` read the same rules
+backwards, ``load_torch`` reads torch's files. ``batch_norm_options`` are momentum, epsilon and
+convention of each layer, which no file of weights holds; ``check_batch_norms`` compares them.
 
 ONNX: ``from_onnx`` reads every norm of a model as an ``OnnxNorm``, ``to_onnx`` writes one.
 """
 
 from bnjax.interop._batch_norms import batch_norm_options, check_batch_norms
+from bnjax.interop._equinox import from_equinox, to_equinox
 from bnjax.interop._files import load_variables
 from bnjax.interop._from_onnx import from_onnx
 from bnjax.interop._haiku import from_haiku, to_haiku
@@ -25,6 +26,7 @@ __all__ = [
     "OnnxNorm",
     "batch_norm_options",
     "check_batch_norms",
+    "from_equinox",
     "from_haiku",
     "from_keras",
     "from_onnx",
@@ -32,6 +34,7 @@ __all__ = [
     "load_torch",
     "load_variables",
     "save_safetensors",
+    "to_equinox",
     "to_haiku",
     "to_keras",
     "to_onnx",

@@ -15,6 +15,8 @@ from flax import nnx
 import bnjax.linen
 import bnjax.nnx
 from bnjax._variables import name
+from bnjax.interop._equinox_averages import counts
+from bnjax.interop._equinox_parts import batch_norms, layers_of
 from bnjax.interop._keras import path_of
 from bnjax.interop._names import Rename, renamed
 from bnjax.interop._torch_names import modules
@@ -25,6 +27,7 @@ NNX = (nnx.BatchNorm, bnjax.nnx.BatchNorm)
 # What Flax's own layers, which lack these fields, do.
 FLAX = {"ddof": 0, "debias": False}
 EPSILON = ("eps", "epsilon", "variance_epsilon")
+FOLDED = "is folded into its neighbour and has none: compare before bnjax.surgery.fold"
 UNTOLD: Any = object()  # None is a momentum
 
 
@@ -34,8 +37,9 @@ def batch_norm_options(
     r"""The arguments with which a Flax batch norm trains and evaluates as each one of a model.
 
     For torch ``momentum`` is 1 − torch's (None, the average of all updates, stays None), ``ddof``
-    is 1; for Keras ``momentum`` is Keras's, ``ddof`` is 0. The path is the one that
-    :func:`from_torch` and :func:`from_keras` make with the same ``rename``.
+    is 1; for Keras and Equinox ``momentum`` is theirs, ``ddof`` is 0, and Equinox's
+    ``mode="batch"`` debiases. The path is the one that :func:`from_torch`, :func:`from_keras` and
+    :func:`from_equinox` make with the same ``rename``.
 
     A batch norm is what holds ``running_mean`` and ``running_var`` (in Keras ``moving_mean`` and
     ``moving_variance``), of whatever class: ``FrozenBatchNorm2d`` of torchvision, detectron2 and
@@ -49,14 +53,15 @@ def batch_norm_options(
     debias=True)``.
 
     Args:
-      model: a ``torch.nn.Module`` or a Keras model or layer.
-      rename: as for :func:`from_torch` or :func:`from_keras`.
+      model: a ``torch.nn.Module``, a Keras model or layer, or an ``equinox.Module``.
+      rename: as for :func:`from_torch`, :func:`from_keras` or :func:`from_equinox`.
       defaults: ``epsilon``, and ``momentum`` as Flax means it, of classes that have them in their
         code and not in an attribute.
 
     Returns:
       By path, such as ``"layer1/0/bn1"``: ``momentum``, ``epsilon``, ``ddof``, ``use_scale`` and
-      ``use_bias``, for :class:`bnjax.linen.BatchNorm` and :class:`bnjax.nnx.BatchNorm`.
+      ``use_bias``, of Equinox ``debias`` too, for :class:`bnjax.linen.BatchNorm` and
+      :class:`bnjax.nnx.BatchNorm`.
 
     Raises:
       ValueError: a layer of torch has ``track_running_stats=False``; or a class does not tell its
@@ -78,12 +83,17 @@ def batch_norm_options(
     if keras is not None and isinstance(model, keras.Layer):
         norms = _keras_norms(keras, model)
         return _options(norms, _keras_options, rename, defaults or {})
+    equinox = sys.modules.get("equinox")
+    if equinox is not None and isinstance(model, equinox.Module):
+        norms = batch_norms(layers_of(model))
+        return _options(norms, _equinox_options, rename, defaults or {})
     if hasattr(model, "named_modules"):
         norms = _torch_norms(model)
         return _options(norms, _torch_options, rename, defaults or {})
     raise TypeError(
-        f"model must be a torch.nn.Module or a keras.Model, got {type(model).__name__}. Options of "
-        "a Flax model are its own: give expected ones to check_batch_norms."
+        "model must be a torch.nn.Module, a keras.Model or an equinox.Module, got "
+        f"{type(model).__name__}. Options of a Flax model are its own: give expected ones to "
+        "check_batch_norms."
     )
 
 
@@ -98,12 +108,13 @@ def check_batch_norms(
     Args:
       model: an ``nnx.Module``, or a ``flax.linen.Module``, which is traced to see its layers.
       options: by path of layer, from :func:`batch_norm_options` or written by hand.
-      *args, **kwargs: for linen: what ``model.init`` takes after the key. Arrays (or
+      args, kwargs: for linen: what ``model.init`` takes after the key. Arrays (or
         ``jax.ShapeDtypeStruct``) by position, all else by name.
 
     Raises:
-      ValueError: lists all options that differ, layers without options and options without layer.
-      TypeError: ``model`` is not of Flax.
+      ValueError: lists all options that differ, layers without options and options without layer,
+        which folded layers are.
+      TypeError: ``model`` is not of Flax, or of linen and the arguments are not those of its call.
 
     Example:
       >>> from flax import nnx
@@ -120,7 +131,9 @@ def check_batch_norms(
     ``from_state_dict`` compares them.
     """
     layers = _layers(model, args, kwargs)
-    faults = {path: ["there is no such layer"] for path in options if path not in layers}
+    folded = _folded(model)
+    lost = [path for path in options if path not in layers]
+    faults = {path: [FOLDED if path in folded else "there is no such layer"] for path in lost}
     for path, layer in layers.items():
         faults[path] = _differences(layer, options.get(path))
     lines = [
@@ -128,16 +141,10 @@ def check_batch_norms(
         for path, found in faults.items()
         for fault in found
     ]
+    advice = ["The layer at path takes them as BatchNorm(..., **options[path])."] if layers else []
     if lines:
-        raise ValueError(
-            "\n".join(
-                [
-                    "batch norms of the model are not as options say:",
-                    *lines,
-                    "The layer at path takes them as BatchNorm(..., **options[path]).",
-                ]
-            )
-        )
+        head = "batch norms of the model are not as options say:"
+        raise ValueError("\n".join([head, *lines, *advice]))
 
 
 def _differences(layer: Any, options: Mapping[str, Any] | None) -> list[str]:
@@ -260,6 +267,17 @@ def _keras_options(layer: Any) -> dict[str, Any]:
     }
 
 
+def _equinox_options(layer: Any) -> dict[str, Any]:
+    return {
+        "momentum": layer.momentum,
+        "epsilon": layer.eps,
+        "ddof": 0,
+        "debias": counts(layer),
+        "use_scale": layer.channelwise_affine,
+        "use_bias": layer.channelwise_affine,
+    }
+
+
 def _uses(layer: Any, flag: str, weight: str) -> bool:
     """What Keras's layer is told; what one of other hands holds."""
     told = getattr(layer, flag, None)
@@ -273,7 +291,10 @@ def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any
     # What surgery makes of a linen module says how to see its layers as they are now.
     in_force = getattr(model, "in_force", contextlib.nullcontext)
     if not (isinstance(model, flax.linen.Module) or hasattr(model, "in_force")):
-        raise TypeError(f"model must be an nnx or a linen Module, got {type(model).__name__}.")
+        merged = " Merge it: nnx.merge(graphdef, state)." if isinstance(model, nnx.GraphDef) else ""
+        raise TypeError(
+            f"model must be an nnx or a linen Module, got {type(model).__name__}.{merged}"
+        )
     found = {}
 
     def record(call: Callable, args, kwargs, context):
@@ -282,8 +303,25 @@ def _layers(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any
         return call(*args, **kwargs)
 
     with in_force(), flax.linen.intercept_methods(record):
-        jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *args)
+        try:
+            jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *args)
+        except TypeError as error:
+            if args or kwargs:
+                raise
+            raise TypeError(
+                "a linen module is traced to see its layers, and needs what model.init takes after "
+                f"the key, as in check_batch_norms(model, options, x); without it: {error}."
+            ) from error
     return found
+
+
+def _folded(model: Any) -> set[str]:
+    """Paths of norms that bnjax.surgery.fold has put into their neighbours, by what it left."""
+    if isinstance(model, nnx.Module):
+        left = nnx.iter_modules(model)
+    else:
+        left = getattr(model, "changes", {}).items()
+    return {name(path) for path, node in left if getattr(node, "stands_for_folded_norm", False)}
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -82,8 +82,8 @@ def from_keras(
 
     Raises:
       ValueError: lists all unknown, missing, doubly led to, mis-shaped and doubtful names; or all
-        values that do not fit into the dtype of their leaf; or all leaves left out that are a
-        ``jax.ShapeDtypeStruct``, and so have no value to be left at.
+        values that do not fit into the dtype of their leaf; or all leaves that nothing fills, and
+        that are a ``jax.ShapeDtypeStruct`` without a value to be left at.
 
     Example:
       >>> import numpy as np

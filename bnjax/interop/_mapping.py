@@ -7,6 +7,8 @@ same pairs serve both directions, so what one direction reads the other writes.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from bnjax.interop._layout import Layout, Shape
 from bnjax.interop._names import chosen
 from bnjax.interop._values import cast, is_empty, refuse_losses, to_numpy
 
+MOST_NEW = 3  # layers of other shapes that may be new ones; with more of them something is wrong
 Part = slice | EllipsisType  # of the first axis of a foreign array
 
 
@@ -70,7 +73,7 @@ def read(
     refuse_losses(losses)
     for path in uncounted:  # statistics of nobody knows how many updates
         new[path] = jnp.zeros(flat[path].shape, flat[path].dtype)
-    _check_values(new, [path for path in flat if path[0] in _variables.KINDS])
+    _check_filled(new)
     return rebuild(new)
 
 
@@ -80,7 +83,7 @@ def write(
     """The values of ``variables`` by foreign name, in the shapes and dtypes of ``foreign``."""
     flat, _ = _variables.flatten(variables)
     pairs, _ = pair(foreign, flat, places, library, ignore)
-    _check_values(flat, [path for _, path, _, _ in pairs])
+    _variables.refuse_shapes({path: flat[path] for _, path, _, _ in pairs})
     new, losses = {}, []
     for name, path, layout, part in pairs:
         whole = new.setdefault(name, _blank(foreign[name], part))
@@ -99,6 +102,7 @@ def pair(
     _check_leaves(flat)
     paths = {_variables.name(path): path for path in flat if path[0] in _variables.KINDS}
     leaves = {leaf: tuple(flat[path].shape) for leaf, path in paths.items()}
+    _check_collections(leaves, flat, foreign)
     left_out = chosen([*foreign, *leaves], ignore, "ignore")
     pairs: dict[str, Pair] = {}
     unknown, twice, misshapen, doubts = [], [], [], []
@@ -112,7 +116,7 @@ def pair(
         if name in left_out or (place and place.leaf in left_out):
             left_out |= {place.leaf} if place else set()
         elif place is None:
-            unknown.append(f"{name} (no {' or '.join(dict.fromkeys(p.leaf for p in slot))})")
+            unknown.append((name, list(dict.fromkeys(p.leaf for p in slot))))
         elif place.leaf in pairs:
             twice.append(f"{pairs[place.leaf].name} and {name} (both {place.leaf})")
         else:
@@ -122,14 +126,14 @@ def pair(
     rest = [leaf for leaf in leaves if leaf not in pairs and leaf not in left_out]
     uncounted = [leaf for leaf in rest if _counts(leaf, pairs)]
     faults = {
-        f"unknown names of {library}": unknown,
+        **_unknown(unknown, leaves, library),
         f"leaves of variables missing in {library}": [x for x in rest if x not in uncounted],
         "two names for one leaf": twice,
-        "shapes that differ": misshapen,
+        "shapes that differ": [fault for _, fault in misshapen],
         **_questions(doubts),
     }
     if any(faults.values()):
-        raise ValueError(_report(faults, library))
+        raise ValueError(_report(faults, library) + _advice(name for name, _ in misshapen))
     return Pairing(list(pairs.values()), [paths[leaf] for leaf in uncounted])
 
 
@@ -138,6 +142,26 @@ def _best(slot: Sequence[Place], leaves: Leaves) -> Place | None:
     there = [place for place in slot if place.leaf in leaves and not place.option]
     fitting = [place for place in there if place.layout.shape == leaves[place.leaf]]
     return next(iter([*fitting, *there]), None)
+
+
+def _unknown(
+    names: Sequence[tuple[str, Sequence[str]]], leaves: Leaves, library: str
+) -> dict[str, list[str]]:
+    """Faults by title: names without a leaf; of those without a collection only how many."""
+    present = {leaf.partition("/")[0] for leaf in leaves}
+    lost = [{leaf.partition("/")[0] for leaf in places} for _, places in names]
+    lacking = Counter(min(found) for found in lost if found and not found & present)
+    return {
+        "collections that variables lack": [
+            f"{collection} (for {number} names of {library})"
+            for collection, number in lacking.items()
+        ],
+        f"unknown names of {library}": [
+            f"{name} (no {' or '.join(places)})"
+            for (name, places), found in zip(names, lost, strict=True)
+            if not found or found & present
+        ],
+    }
 
 
 def _counts(leaf: str, pairs: Mapping[str, Pair]) -> bool:
@@ -177,14 +201,15 @@ def _questions(doubts: Sequence[Doubt]) -> dict[str, list[str]]:
     return faults
 
 
-def _misfit(name: str, x: Any, place: Place, ours: Shape) -> list[str]:
+def _misfit(name: str, x: Any, place: Place, ours: Shape) -> list[tuple[str, str]]:
+    """The name and how its shape does not fit, if it does not."""
     shape, layout = tuple(x.shape), place.layout
     if place.part is ... and math.prod(layout.split) != math.prod(shape):
-        return [f"{name} {shape} cannot be seen as {layout.split}"]
+        return [(name, f"{name} {shape} cannot be seen as {layout.split}")]
     if layout.shape == ours:
         return []
     here = f" is {layout.shape} here" if layout.shape != shape else ""
-    return [f"{name} {shape}{here}, but {place.leaf} is {ours}"]
+    return [(name, f"{name} {shape}{here}, but {place.leaf} is {ours}")]
 
 
 def _report(faults: Mapping[str, Sequence[str]], library: str) -> str:
@@ -197,6 +222,27 @@ def _report(faults: Mapping[str, Sequence[str]], library: str) -> str:
             "ignore=regular expression leaves out names and leaves on purpose.",
         ]
     )
+
+
+def _advice(misshapen: Iterable[str]) -> str:
+    """What to pass if the layers whose shapes differ are to be new ones."""
+    layers = dict.fromkeys(re.split(r"[./][^./]*$", name)[0] for name in misshapen)
+    if not 0 < len(layers) <= MOST_NEW:
+        return ""
+    pattern = "|".join(rf"^{re.escape(layer)}\b" for layer in layers)
+    return (
+        " A layer that is to be new, such as the head for other classes, is left out so, and stays "
+        f"as variables have it: ignore=r'{pattern}'."
+    )
+
+
+def _check_collections(leaves: Leaves, flat: Flat, foreign: Mapping[str, Any]) -> None:
+    if foreign and flat and not leaves:
+        top = ", ".join(dict.fromkeys(str(path[0]) for path in flat))
+        raise TypeError(
+            "variables must be linen's by collection ({'params': ..., 'batch_stats': ...}) or an "
+            f"nnx.State that holds nnx.Param, got {top} at the top."
+        )
 
 
 def _check_foreign(foreign: Mapping[str, Any], library: str) -> None:
@@ -219,14 +265,11 @@ def _check_leaves(flat: Flat) -> None:
             )
 
 
-def _check_values(flat: Flat, paths: Iterable[Path]) -> None:
-    empty = [_variables.name(path) for path in paths if is_empty(flat[path])]
-    if empty:
-        raise ValueError(
-            f"variables have no values at {', '.join(empty)}, only shapes, and nothing fills them. "
-            "jax.eval_shape gives shapes alone: pass what model.init(key, x) draws, or the "
-            "nnx.state of a model."
-        )
+def _check_filled(flat: Flat) -> None:
+    """Raise where nothing has filled a shape, in collections that are carried along, too."""
+    others = {path[0]: None for path in flat if path[0] not in _variables.KINDS}
+    leave = f" (variables may be without {', '.join(map(str, others))})" if others else ""
+    _variables.refuse_shapes(flat, f", and nothing fills them{leave}")
 
 
 def _is_array(x: Any) -> bool:

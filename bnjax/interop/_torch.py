@@ -83,15 +83,17 @@ def from_torch(
         channels come first in torch and last in Flax, as in ``LayerNorm([C, H, W])``; the axes of
         all others keep their order. False if there is none. Needed where the sizes are equal;
         None goes by the shapes.
-      ignore: regular expression; names and leaves in which it is found are left as they are.
+      ignore: regular expression; names and leaves in which it is found are left as they are, such
+        as the head for other classes: ``r"^fc\b"``. What is left must have a value, which
+        ``jax.eval_shape`` does not give.
 
     Returns:
       A tree of the kind, the shapes and the dtypes of ``variables``.
 
     Raises:
       ValueError: lists all unknown, missing, doubly led to, mis-shaped and doubtful names; or all
-        values that do not fit into the dtype of their leaf; or all leaves left out that are a
-        ``jax.ShapeDtypeStruct``, and so have no value to be left at.
+        values that do not fit into the dtype of their leaf; or all leaves that nothing fills, and
+        that are a ``jax.ShapeDtypeStruct`` without a value to be left at.
       TypeError: an entry of ``source`` is no array.
 
     Example:

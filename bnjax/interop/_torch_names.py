@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bnjax.interop._convolutions import Kinds, kernel_places, kinds
-from bnjax.interop._layout import Layout, Shape, channels_last, reshaped, transposed
+from bnjax.interop._layout import Layout, Shape, reshaped, transposed
 from bnjax.interop._mapping import Leaves, Place
 from bnjax.interop._names import (
     CONVOLUTION,
@@ -20,6 +19,7 @@ from bnjax.interop._names import (
     leaf_name,
     renamed,
 )
+from bnjax.interop._places import heads, in_attention, norm_places
 
 # torch's names of what a norm or a layer holds, but for weights: collection and name in Flax.
 LEAVES = {
@@ -37,7 +37,6 @@ PROJECTIONS = {
     "k_proj_weight": ("key",),
     "v_proj_weight": ("value",),
 }
-ATTENTION = ("query", "key", "value", "out")
 # Buffers that are no constants: weights that do not learn, and what training keeps.
 STATE = re.compile(
     r"running|moving|tracked|average|avg|(?<![a-z])ema|count|cluster|codebook|_[uv]$"
@@ -87,7 +86,7 @@ class Names:
         scale = leaf_name("params", path, "scale")
         if leaf in ("weight", "bias") and len(shape) > 1 and scale in leaves:
             ours = scale if leaf == "weight" else leaf_name("params", path, "bias")
-            return self._norm_places(layer, ours, shape, leaves)
+            return norm_places(layer, ours, shape, leaves, self.channels_first)
         if leaf == "weight" and len(shape) > 1:
             kernel, table = (leaf_name("params", path, own) for own in ("kernel", "embedding"))
             return [*self._kernel(layer, kernel, shape, leaves), Place(table, reshaped(shape))]
@@ -96,17 +95,8 @@ class Names:
         if leaf in NORM:
             other = leaf_name(collection, path, NORM[leaf])
             return [Place(ours, reshaped(shape)), Place(other, reshaped(shape))]
-        of_heads = leaf == "bias" and _in_attention(path, leaves)
-        return [Place(ours, _heads(reshaped(shape), ours, leaves) if of_heads else reshaped(shape))]
-
-    def _norm_places(self, layer: str, leaf: str, shape: Shape, leaves: Leaves) -> list[Place]:
-        """A norm over several axes, whose order the shapes tell unless all sizes are equal."""
-        same, moved = reshaped(shape), channels_last(shape)
-        if layer in self.channels_first:
-            return [Place(leaf, moved if self.channels_first[layer] else same)]
-        if leaves.get(leaf) == shape == moved.shape:
-            return [Place(leaf, same), Place(leaf, moved, option="channels_first")]
-        return [Place(leaf, same), Place(leaf, moved)]
+        of_heads = leaf == "bias" and in_attention(path, leaves)
+        return [Place(ours, heads(reshaped(shape), ours, leaves) if of_heads else reshaped(shape))]
 
     def _kernel(self, layer: str, leaf: str, shape: Shape, leaves: Leaves) -> list[Place]:
         if layer in self.flattened:
@@ -119,7 +109,7 @@ class Names:
         if len(shape) not in CONVOLUTION:
             path = leaf.removeprefix("params/").rpartition("/")[0]
             return [
-                Place(leaf, _heads(plain, leaf, leaves) if _in_attention(path, leaves) else plain)
+                Place(leaf, heads(plain, leaf, leaves) if in_attention(path, leaves) else plain)
             ]
         # torch's is the gradient of a convolution: (in, out, ...), running backwards.
         flipped = transposed(shape, [*space, 0, 1], tuple(range(len(space))))
@@ -137,7 +127,7 @@ class Names:
             path = renamed(_below(layer, projection), self.rename).replace(".", "/")
             ours = leaf_name("params", path, "kernel" if len(shape) == 2 else "bias")
             where = slice(i * rows, (i + 1) * rows) if len(projections) > 1 else ...
-            yield [Place(ours, _heads(layout, ours, leaves), where)]
+            yield [Place(ours, heads(layout, ours, leaves), where)]
 
 
 def names_of(
@@ -201,21 +191,3 @@ def _uncounted(path: str, leaves: Leaves) -> bool:
     """Whether a layer has running statistics and does not count their updates."""
     mean, count = (leaf_name("batch_stats", path, leaf) for leaf in ("mean", "count"))
     return mean in leaves and count not in leaves
-
-
-def _in_attention(path: str, leaves: Leaves) -> bool:
-    """Whether the layer at ``path`` is a projection of Flax's attention."""
-    parent, _, own = path.rpartition("/")
-    kernels = (leaf_name("params", f"{parent}/{x}" if parent else x, "kernel") for x in ATTENTION)
-    return own in ATTENTION and all(kernel in leaves for kernel in kernels)
-
-
-def _heads(layout: Layout, leaf: str, leaves: Leaves) -> Layout:
-    """``layout`` with features by head, if ``leaf`` has an axis of heads; torch's are in order."""
-    ours = leaves.get(leaf, ())
-    n = len(layout.shape)
-    fits = len(ours) == n + 1 and math.prod(ours) == math.prod(layout.shape)
-    # Only the features of one side are split: (in, heads, features) or (heads, features, out).
-    if fits and (n == 1 or ours[0] == layout.shape[0] or ours[-1] == layout.shape[-1]):
-        return layout._replace(shape=ours)
-    return layout

@@ -1,4 +1,4 @@
-"""Flax linen modules: drop-in replacements that create variables and call :mod:`bnjax.core`."""
+"""Flax linen modules: drop-in replacements that create variables and call :mod:`bnjax`."""
 
 from bnjax.linen._batch_norm import BatchNorm
 from bnjax.linen._batch_renorm import BatchRenorm

@@ -102,8 +102,9 @@ class RMSNorm(nn.Module):
 
     Attributes:
       use_scale, scale_init: whether there is a γ, and its initialiser.
-      epsilon, dtype, param_dtype, reduction_axes, feature_axes, axis_name, axis_index_groups,
-        use_fast_variance, force_float32_reductions: as in :class:`bnjax.linen.LayerNorm`.
+      epsilon, dtype, param_dtype, reduction_axes, feature_axes: as in
+        :class:`bnjax.linen.LayerNorm`.
+      axis_name, axis_index_groups, use_fast_variance, force_float32_reductions: likewise.
 
     Raises:
       ValueError: an option is illegal or shapes do not fit, at trace time.
@@ -161,9 +162,9 @@ class InstanceNorm(nn.Module):
 
     Attributes:
       feature_axes: the feature axis or axes, not 0: -1 for NHWC, 1 for NCHW.
-      epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init, axis_name,
-        axis_index_groups, use_fast_variance, force_float32_reductions: as in
+      epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init: as in
         :class:`bnjax.linen.LayerNorm`.
+      axis_name, axis_index_groups, use_fast_variance, force_float32_reductions: likewise.
 
     Raises:
       ValueError: an option is illegal or shapes do not fit, at trace time. A single position
@@ -226,9 +227,9 @@ class GroupNorm(nn.Module):
       group_size: channels in a group, with ``num_groups=None``.
       reduction_axes: the axes that share statistics, the last among them; all but axis 0 by
         default.
-      epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init, axis_name,
-        axis_index_groups, use_fast_variance, force_float32_reductions: as in
+      epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init: as in
         :class:`bnjax.linen.LayerNorm`.
+      axis_name, axis_index_groups, use_fast_variance, force_float32_reductions: likewise.
 
     Raises:
       ValueError: not exactly one of ``num_groups`` and ``group_size`` is None, it does not divide

@@ -74,7 +74,7 @@ class WeightNorm(nn.Module):
         """Call the layer with normalised weights.
 
         Args:
-          *args, **kwargs: passed to the layer.
+          args, kwargs: passed to the layer.
 
         Returns:
           What the layer returns.
@@ -149,7 +149,7 @@ class SpectralNorm(nn.Module):
         """Call the layer with normalised weights.
 
         Args:
-          *args, **kwargs: passed to the layer.
+          args, kwargs: passed to the layer.
           update_stats: keep what the power iteration found, as in training. False leaves ``u``
             and ``sigma`` as they are, and the output the same from call to call.
 

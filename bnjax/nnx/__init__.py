@@ -1,4 +1,4 @@
-"""Flax nnx modules: drop-in replacements that hold variables and call :mod:`bnjax.core`.
+"""Flax nnx modules: drop-in replacements that hold variables and call :mod:`bnjax`.
 
 ``one_update`` lets several passes through them be one update of the running statistics.
 """

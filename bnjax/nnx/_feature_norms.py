@@ -136,9 +136,9 @@ class RMSNorm(nnx.Module):
 
     Args:
       use_scale, scale_init, scale_metadata: whether there is a γ, its initialiser and metadata.
-      num_features, epsilon, dtype, param_dtype, reduction_axes, feature_axes, axis_name,
-        axis_index_groups, use_fast_variance, promote_dtype, rngs: as in
+      num_features, epsilon, dtype, param_dtype, reduction_axes, feature_axes: as in
         :class:`bnjax.nnx.LayerNorm`.
+      axis_name, axis_index_groups, use_fast_variance, promote_dtype, rngs: likewise.
 
     Raises:
       ValueError: an option is illegal or shapes do not fit, at trace time.
@@ -216,9 +216,10 @@ class InstanceNorm(nnx.Module):
 
     Args:
       feature_axes: the feature axis or axes, not 0: -1 for NHWC, 1 for NCHW.
-      num_features, epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init,
-        axis_name, axis_index_groups, use_fast_variance, promote_dtype, rngs, bias_metadata,
-        scale_metadata: as in :class:`bnjax.nnx.LayerNorm`.
+      num_features, epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init: as in
+        :class:`bnjax.nnx.LayerNorm`.
+      axis_name, axis_index_groups, use_fast_variance, promote_dtype, rngs: likewise.
+      bias_metadata, scale_metadata: likewise.
 
     Raises:
       ValueError: an option is illegal or shapes do not fit, at trace time. A single position
@@ -307,9 +308,10 @@ class GroupNorm(nnx.Module):
       group_size: channels in a group, with ``num_groups=None``.
       reduction_axes: the axes that share statistics, the last among them; all but axis 0 by
         default.
-      epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init, axis_name,
-        axis_index_groups, use_fast_variance, promote_dtype, rngs, bias_metadata, scale_metadata:
-        as in :class:`bnjax.nnx.LayerNorm`.
+      epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init: as in
+        :class:`bnjax.nnx.LayerNorm`.
+      axis_name, axis_index_groups, use_fast_variance, promote_dtype, rngs: likewise.
+      bias_metadata, scale_metadata: likewise.
 
     Raises:
       ValueError: not exactly one of ``num_groups`` and ``group_size`` is None, or it does not

@@ -106,7 +106,7 @@ class WeightNorm(nnx.Module):
         """Call the layer with normalised weights.
 
         Args:
-          x, *args, **kwargs: passed to the layer.
+          x, args, kwargs: passed to the layer.
 
         Returns:
           What the layer returns.

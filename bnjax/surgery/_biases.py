@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnjax._variables import name
+from bnjax._variables import name, refuse_shapes
 from bnjax.surgery._arrays import double, narrow
 from bnjax.surgery._changes import BiasAsStored
 from bnjax.surgery._models import Model, alter
@@ -26,7 +26,7 @@ def drop_redundant_biases(
     mean too, so that evaluation stays the same as well.
 
     Args:
-      model, variables, *args, **kwargs: as of :func:`find_pairs`; training mode will do too.
+      model, variables, args, kwargs: as of :func:`find_pairs`; training mode will do too.
       layers: regular expression to be found in the path of a layer with a bias; by default all.
 
     Returns:
@@ -51,6 +51,7 @@ def drop_redundant_biases(
     """
     neighbours = Neighbours(model, variables, args, kwargs)
     flat = dict(neighbours.flat)
+    refuse_shapes(flat)
     changed, left_alone = {}, {}
     biased = [p[1:-1] for p in flat if p[0] == "params" and (*p[:-1], "kernel") in flat]
     biased = [path for path in dict.fromkeys(biased) if ("params", *path, "bias") in flat]

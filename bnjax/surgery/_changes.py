@@ -15,6 +15,8 @@ class Passes:
 
     dtype: Any  # None for that of the input
 
+    stands_for_folded_norm = True  # read by bnjax.interop
+
     def linen(self, layer, call, args, kwargs):
         """See ``Change``."""
         return _cast(args[0] if args else kwargs["x"], self.dtype)
@@ -30,6 +32,8 @@ class Passing(nnx.Module):
     Args:
       dtype: of its output; None for that of the input.
     """
+
+    stands_for_folded_norm = True  # read by bnjax.interop
 
     def __init__(self, dtype: Any):
         self.dtype = dtype

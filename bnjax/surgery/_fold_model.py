@@ -25,7 +25,7 @@ def fold(model: Model, variables: Any, *args: Any, layers: str = "", **kwargs: A
     ``use_bias=True``, so they load into such a model as well as into :class:`AlteredModule`.
 
     Args:
-      model, variables, *args, layers, **kwargs: as of :func:`find_pairs`; from arrays, not shapes,
+      model, variables, args, layers, kwargs: as of :func:`find_pairs`; from arrays, not shapes,
         for the comparison to take place.
 
     Returns:
@@ -33,7 +33,7 @@ def fold(model: Model, variables: Any, *args: Any, layers: str = "", **kwargs: A
 
     Raises:
       ValueError: ``layers`` is found in the path of no norm, or the outputs differ by more than
-        rounding errors.
+        rounding errors, or ``variables`` are shapes alone.
       TypeError: ``model`` or ``variables`` is neither linen's nor nnx's.
 
     Example:
@@ -50,8 +50,9 @@ def fold(model: Model, variables: Any, *args: Any, layers: str = "", **kwargs: A
     Source: Jacob et al. (2018), *Quantization and training*, §3.2. As ``fuse`` of ``torch.fx``, but
     with reasons, with layers after the norm, and with a comparison.
     """
-    pairs = find_pairs(model, variables, *args, layers=layers, **kwargs)
     flat, _ = _variables.flatten(variables)
+    _variables.refuse_shapes(flat)
+    pairs = find_pairs(model, variables, *args, layers=layers, **kwargs)
     left_alone = dict(pairs.left_alone)
     changes: dict[_variables.Path, Change] = {}
     changed: dict[_variables.Path, str] = {}

@@ -165,7 +165,7 @@ def _switch(target, layers, fields) -> Any:
         return _switch_view(target, layers, fields)
     flat, _ = _flatten(target)
     held = _variables.switches(target)
-    for path in _variables.choose(_variables.norms(flat), layers):
+    for path in _variables.choose_norms(_variables.norms(flat), layers):
         held[path] = held.get(path, AS_CALLED).but(**fields)
     return _variables.with_switches(target, held)
 
@@ -181,7 +181,7 @@ def _flatten(target):
 
 def _switch_view(model, layers, fields):
     found = _layers(model)
-    chosen = set(_variables.choose(found, layers))
+    chosen = set(_variables.choose_norms(found, layers))
     for switches in {found[path].switches for path in chosen}:
         same = {path for path in chosen if found[path].switches == switches}
         model = nnx.view(
@@ -195,7 +195,7 @@ def _switch_view(model, layers, fields):
 def _refuse_flax(model: nnx.Module, layers: str) -> None:
     """Raise where ``layers`` chooses a layer that would train on."""
     norms = [(p, n) for p, n in nnx.iter_graph(model) if isinstance(n, BatchNorm | nnx.BatchNorm)]
-    chosen = _variables.choose([path for path, _ in norms], layers)
+    chosen = _variables.choose_norms([path for path, _ in norms], layers)
     deaf = [path for path, node in norms if isinstance(node, nnx.BatchNorm) and path in chosen]
     if deaf:
         names = ", ".join(_variables.name(path) or "(the model itself)" for path in deaf)

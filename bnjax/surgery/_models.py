@@ -84,7 +84,7 @@ class AlteredModule:
         """``module(...)`` with the changes, where the module is bound; see ``bind`` and ``clone``.
 
         Args:
-          *args, **kwargs: as of the module's call.
+          args, kwargs: as of the module's call.
         """
         with self.in_force():
             return self.module(*args, **kwargs)
@@ -108,7 +108,7 @@ class AlteredModule:
         """``module.bind``, with the changes.
 
         Args:
-          variables, *args, **kwargs: as of ``module.bind``.
+          variables, args, kwargs: as of ``module.bind``.
         """
         return dataclasses.replace(self, module=self.module.bind(variables, *args, **kwargs))
 

@@ -85,7 +85,7 @@ def find_pairs(model: Model, variables: Any, *args: Any, layers: str = "", **kwa
     Args:
       model: a linen module, or an ``nnx.GraphDef`` as from ``nnx.split(model)``.
       variables: linen's variables, or the ``nnx.State``.
-      *args, **kwargs: of one call in which the running statistics normalise: what linen's ``apply``
+      args, kwargs: of one call in which the running statistics normalise: what linen's ``apply``
         takes after the variables (``train=False``), or what the nnx model takes, split after
         ``model.eval()``. Arrays, or ``jax.ShapeDtypeStruct``.
       layers: regular expression to be found in the path of a norm; by default every one.

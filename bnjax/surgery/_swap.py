@@ -80,7 +80,7 @@ def swap(
     cls = (bn_nnx if graph else bn_linen).BatchNorm if frozen else replacement
     _check_class(cls, nnx.Module if graph else nn.Module)
     flat, _ = _variables.flatten(variables)
-    norms = _variables.choose(_variables.norms(flat), layers)
+    norms = _variables.choose_norms(_variables.norms(flat), layers)
     fitted = _fit_all(cls, options, flat, norms)
     kept = {path: v for path, v in flat.items() if path[1:-1] not in fitted}
     for path, (_, leaves) in fitted.items():

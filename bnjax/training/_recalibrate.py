@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from bnjax import _variables
 from bnjax._switches import Switches
@@ -80,10 +81,11 @@ def recalibrate(
       a ``count`` becomes the number of batches. A feature that a mask always hides keeps its own.
 
     Raises:
-      ValueError: there are no batches, a pattern finds no layer or a frozen one, no data reach a
-        layer (it is not called, or is not one of bnjax's), or what reaches it is not finite, or its
-        statistics are not in their dtype.
-      TypeError: ``batches`` can be gone through only once, but must be again.
+      ValueError: there are no batches or no batch norms (folded ones have no statistics), a
+        pattern finds no layer or a frozen one, no data reach a layer (it is not called, or is not
+        one of bnjax's), or what reaches it is not finite, or its statistics are not in their dtype.
+      TypeError: ``batches`` can be gone through only once, but must be again; or ``model`` and
+        ``variables`` are not of one kind.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -101,8 +103,10 @@ def recalibrate(
     nothing like it.
     """
     flat, rebuild = _variables.flatten(variables)
+    _check_model(model, variables)
+    _variables.refuse_shapes(flat)
     norms = _variables.norms(flat)
-    chosen = _thawed(_variables.choose(norms, layers), frozen(model, variables), layers)
+    chosen = _thawed(_variables.choose_norms(norms, layers), frozen(model, variables), layers)
     # Stacked statistics, of layers under a scan, have as many layers as leading entries at most.
     depth = sum(math.prod(np.shape(flat["batch_stats", *path, "mean"])[:-1]) for path in chosen)
     passes = depth if layer_by_layer else 1
@@ -173,6 +177,15 @@ def adapt(model: Any, variables: V, batches: Iterable, *, weight: float = 1.0, *
             before, after = (at_least_float32(jnp.asarray(v[path])) for v in (old, new))
             new[path] = (before + weight * (after - before)).astype(old[path].dtype)
     return rebuild(new)
+
+
+def _check_model(model: Any, variables: Any) -> None:
+    graph = isinstance(model, nnx.GraphDef)
+    if isinstance(model, nnx.Module) or graph != isinstance(variables, nnx.State):
+        raise TypeError(
+            "model and variables must be a linen module and its variables, or what nnx.split(model)"
+            f" returns, got {type(model).__name__} and {type(variables).__name__}."
+        )
 
 
 def _thawed(chosen: list[Path], held: set[Path], layers: str) -> list[Path]:

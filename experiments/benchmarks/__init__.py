@@ -26,6 +26,11 @@ BENCHMARKS = {
         "14 min, with the extras tpu and cuda",
         ("rounds",),
     ),
+    "checkpoint": Benchmark(
+        "what save_norm_statistics saves in networks, and what it costs, compiled as above",
+        "20 min, with the extras tpu and cuda",
+        (),
+    ),
     "steps": Benchmark(
         "time of training steps of the same networks",
         "minutes, on the accelerator that it needs",

@@ -44,9 +44,9 @@ def groups(records: Group, key: Callable[[Record], str]) -> dict[tuple[str, str]
     return found
 
 
-def ratios(own: Group, group: Group, quantity: str) -> list[float]:
-    """To Flax's, of each program, shape and dtype that both have."""
-    theirs = {_case(r): r.get(quantity) for r in group if r["contestant"] == FLAX}
+def ratios(own: Group, group: Group, quantity: str, baseline: str = FLAX) -> list[float]:
+    """To the baseline's, of each program, shape and dtype that both have."""
+    theirs = {_case(r): r.get(quantity) for r in group if r["contestant"] == baseline}
     pairs = ((r.get(quantity), theirs.get(_case(r))) for r in own)
     return [ours / base for ours, base in pairs if ours and base]
 

@@ -1,7 +1,8 @@
 """Bytes that a compiled program moves, as a step runs it: branches are counted apart.
 
 Every instruction reads its operands and writes its results; what lies in fast memory, such as the
-vector memory of a TPU, is not moved. Of an operand that a fusion only slices, the slices count; a
+vector memory of a TPU, is not moved. Of an operand that a fusion only slices, the slices count; of
+an array that is updated in its place, as a loop does with what it stacks, the part that is new. A
 loop counts as often as it turns, where XLA knows it. Of each conditional the lighter branch and the
 heavier one are counted apart: the guard of bnjax on TPU (`bnjax/core/_centre.py`) returns what it
 was given unless the running mean is far off, and a step that does not need the other branch does
@@ -19,8 +20,10 @@ from experiments.benchmarks.hlo import Instruction, Program
 FREE = hlo.FREE | {"partition-id", "replica-id", "after-all"}
 COPIES = ("copy-start", "slice-start")  # of their types the first two arrays are both ends
 SLICES = ("slice", "dynamic-slice")
+UPDATE = "dynamic-update-slice"  # of its first operand, by the second
 VIEWS = ("convert", "bitcast", "copy")  # inside a fusion: no reading of their own
 CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.-]+)")
+CONDITION = re.compile(r"condition=%?([\w.-]+)")
 BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.-]+))")
 CYCLES = re.compile(r'"?estimated_cycles"?:\s*"?(\d+)')
 TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -76,12 +79,23 @@ def _run(program: Program, name: str) -> Run:
         if each.kind == "conditional":
             found = found.plus(_either(program, each))
         elif each.kind in ("while", "call", "async-start"):
-            turns = TURNS.search(each.attributes)
             for called in CALLED.findall(each.attributes):
-                found = found.plus(_run(program, called), int(turns[1]) if turns else 1)
+                found = found.plus(_run(program, called), _turns(program, each))
         elif each.kind not in FREE and not each.kind.endswith(("-done", "-update")):
             found = found.plus(Run(_kernel(program, each, sizes)))
     return found
+
+
+def _turns(program: Program, each: Instruction) -> int:
+    """How often a loop turns: as XLA says, or else up to where its counter is compared with."""
+    if known := TURNS.search(each.attributes):
+        return int(known[1])
+    if condition := CONDITION.search(each.attributes):
+        *others, last = program.computations[condition[1]]
+        if last.kind == "compare" and "direction=LT" in last.attributes:
+            limits = (e.rest for e in others if e.kind == "constant" and e.name == last.operands[1])
+            return next((int(limit.partition(")")[0]) for limit in limits), 1)
+    return 1
 
 
 def _either(program: Program, each: Instruction) -> Run:
@@ -106,30 +120,57 @@ def _kernel(program: Program, each: Instruction, sizes: Mapping[str, tuple[int, 
         ends = hlo.arrays(each.type)[:2]
         size = min(end.bytes for end in ends)
         return Moved(size * sum(not end.fast for end in ends), 2 * size, cycles=estimated)
-    body = CALLED.search(each.attributes) if each.kind == "fusion" else None
-    slow, touched = sizes[each.name]
+    if each.kind == UPDATE:
+        there, size = sizes[each.operands[1]]
+        return Moved(there + min(sizes[each.name][0], size), 2 * size, 1, estimated)
+    called = CALLED.search(each.attributes) if each.kind == "fusion" else None
+    body = program.computations[called[1]] if called else None
+    slow, touched = _written(each, body) if body else sizes[each.name]
     for i, operand in enumerate(each.operands):
         there, size = sizes.get(operand, (0, 0))
-        part = _sliced(program.computations[body[1]], i) if body and size else None
+        part = _sliced(program, body, i) if body and size else None
         part = size if part is None else min(size, part)
         slow, touched = slow + min(there, part), touched + part
     return Moved(slow, touched, 1, estimated, int(COLLECTIVE.fullmatch(each.kind) is not None))
 
 
-def _sliced(body: list[Instruction], number: int) -> int | None:
-    """Bytes that a fusion reads of a parameter; None if it does not only slice it."""
+def _written(each: Instruction, body: list[Instruction]) -> tuple[int, int]:
+    """Bytes that a fusion writes, to slow memory and to any."""
+    inside = {one.name: one for one in body}
+    roots = [inside[n] for n in body[-1].operands] if body[-1].kind == "tuple" else [body[-1]]
+    makers = [root for root in roots for _ in hlo.arrays(root.type)]
+    slow = touched = 0
+    for result, maker in zip(hlo.arrays(each.type), makers, strict=True):
+        while maker.kind == "bitcast":
+            maker = inside[maker.operands[0]]
+        part = _size(inside[maker.operands[1]])[1] if maker.kind == UPDATE else result.bytes
+        slow, touched = slow + part * (not result.fast), touched + part
+    return slow, touched
+
+
+def _sliced(program: Program, body: list[Instruction], number: int) -> int | None:
+    """Bytes that a fusion reads of a parameter; None if it does not only slice or update it."""
     start = next(e.name for e in body if e.kind == "parameter" and e.rest.startswith(f"{number})"))
-    names, total = {start}, 0
+    names = {start}
+    parts: list[int | None] = []
     for each in body:  # defined before they are used
         if names.isdisjoint(each.operands):
             continue
         if each.kind in SLICES and each.operands[0] in names:
-            total += sum(array.bytes for array in hlo.arrays(each.type))
+            parts.append(_size(each)[1])
+        elif each.kind == UPDATE and names.isdisjoint(each.operands[1:]):
+            parts.append(0)
+        elif each.kind == "fusion":
+            inside = program.computations[CALLED.findall(each.attributes)[0]]
+            places = (i for i, name in enumerate(each.operands) if name in names)
+            parts += [_sliced(program, inside, place) for place in places]
         elif each.kind in VIEWS:
             names.add(each.name)
         else:
             return None
-    return total or None
+    if not parts or None in parts:
+        return None
+    return sum(part or 0 for part in parts)
 
 
 def _size(each: Instruction) -> tuple[int, int]:

@@ -54,19 +54,29 @@ class HaikuNorm(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution, each with a norm, and the input added."""
+    """1x1, 3x3 and 1x1 convolution, each with a norm, and the input added.
+
+    Attributes:
+      cut: makes of a norm, activation and convolution what does the same, such as `nn.remat`.
+    """
 
     filters: int
     norm: Any
     dtype: Any
     stride: int = 1
+    cut: Callable[..., Any] = lambda link: link
 
     @nn.compact
     def __call__(self, x):
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
-        y = nn.relu(self.norm()(conv(self.filters, (1, 1))(x)))
-        y = nn.relu(self.norm()(conv(self.filters, (3, 3), self.stride)(y)))
-        y = self.norm(scale_init=nn.initializers.zeros)(conv(4 * self.filters, (1, 1))(y))
+
+        def link(*shape):
+            return self.cut(lambda self, y: conv(*shape)(nn.relu(self.norm()(y))))
+
+        y = conv(self.filters, (1, 1))(x)
+        y = link(self.filters, (3, 3), self.stride)(self, y)
+        y = link(4 * self.filters, (1, 1))(self, y)
+        y = self.norm(scale_init=nn.initializers.zeros)(y)
         if x.shape != y.shape:
             x = self.norm()(conv(4 * self.filters, (1, 1), self.stride)(x))
         return nn.relu(x + y)
@@ -79,6 +89,7 @@ class ResNet(nn.Module):
       norm: class of the norm.
       stages: number of bottleneck blocks of each stage.
       stem: a convolution, norm and max-pool before them.
+      block: makes a bottleneck block.
     """
 
     norm: Any
@@ -87,6 +98,7 @@ class ResNet(nn.Module):
     width: int = 64
     classes: int = 1000
     dtype: Any = jnp.bfloat16
+    block: Callable[..., Any] = Bottleneck
 
     @nn.compact
     def __call__(self, x):
@@ -99,7 +111,7 @@ class ResNet(nn.Module):
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
-                x = Bottleneck(self.width * 2**stage, norm, self.dtype, stride)(x)
+                x = self.block(self.width * 2**stage, norm, self.dtype, stride)(x)
         return nn.Dense(self.classes, dtype=self.dtype)(jnp.mean(x, (1, 2)))
 
 

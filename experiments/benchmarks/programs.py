@@ -111,7 +111,7 @@ def _layers(shape: Shape) -> Iterator[Work]:
             layer = LAYERS[name](problem)
             arguments = problem.x, problem.scale, problem.bias, layer.stats
             for program, fn in ((FORWARD, layer.train), (BOTH, _backward_too(layer.train))):
-                yield Work(program, dtype, name, _on_one(fn, *arguments))
+                yield Work(program, dtype, name, on_one(fn, *arguments))
 
 
 def _networks(shape: Shape) -> Iterator[Work]:
@@ -119,7 +119,7 @@ def _networks(shape: Shape) -> Iterator[Work]:
         for program, steps in trained(shape, dtype).items():
             for name, step in steps.items():
                 if contestants.installed(name) and (program, name) not in SPARED:
-                    build = _on_one(step.run, step.state, *step.data)
+                    build = on_one(step.run, step.state, *step.data)
                     yield Work(program, dtype, name, build, donated=(0,))
 
 
@@ -144,7 +144,9 @@ def _backward_too(train: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
-def _on_one(fn: Callable[..., Any], *arguments: Any) -> Callable[[jax.sharding.Mesh], Built]:
+def on_one(fn: Callable[..., Any], *arguments: Any) -> Callable[[jax.sharding.Mesh], Built]:
+    """What builds a program of `fn` for one device."""
+
     def build(mesh):
         return fn, _placed(arguments, mesh, jax.P())
 

@@ -1,5 +1,7 @@
 """Mini-batches chosen on the host, for programs with a loop of their own."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -12,3 +14,8 @@ def draw_batches(rows: np.ndarray, steps: int, size: int, seed: int) -> np.ndarr
     epochs = -(-steps * size // len(rows))
     order = np.concatenate([rng.permutation(rows) for _ in range(epochs)])
     return order[: steps * size].reshape(steps, size)
+
+
+def batches_of_seeds(rows: Sequence[np.ndarray], steps: int, size: int) -> np.ndarray:
+    """`draw_batches` from each seed's own `rows`, (seeds, steps, size)."""
+    return np.stack([draw_batches(own, steps, size, seed) for seed, own in enumerate(rows)])

@@ -12,10 +12,19 @@ import numpy as np
 from bnjax.linen import BatchNorm
 from bnjax.training import TrainState
 from experiments.common.data import NUM_CLASSES
-from experiments.common.loop import Examples, first_states
+from experiments.common.loop import Examples, first_states, variables_of
 from experiments.common.metrics import gradient
+from experiments.common.plots import BLUE, GREEN, ORANGE, YELLOW
 from experiments.common.rates import SGD
+from experiments.common.settings import NORMALISED, PLAIN
 
+RELU, RESIDUAL = "ReLU", "residual"
+LOOKS = {  # colour and line of networks with and without batch norm
+    f"{RELU} {PLAIN}": (ORANGE, "--"),
+    f"{RELU} {NORMALISED}": (BLUE, "-"),
+    f"{RESIDUAL} {PLAIN}": (YELLOW, ":"),
+    f"{RESIDUAL} {NORMALISED}": (GREEN, "-."),
+}
 YANG = (np.pi / (np.pi - 1)) ** 0.5  # growth of the gradient a layer of ReLUs; Yang et al. 2019
 
 
@@ -107,7 +116,7 @@ def first_intermediates(model: nn.Module, seeds: int, images: jax.Array) -> dict
     @jax.jit
     @jax.vmap
     def seen(state: TrainState) -> dict[str, jax.Array]:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        variables = variables_of(state)
         collections = ["batch_stats", "intermediates"]
         applied: Any = model.apply(variables, images, train=True, mutable=collections)
         return {key: value[0] for key, value in applied[1]["intermediates"]["others"].items()}

@@ -7,7 +7,7 @@ import numpy as np
 
 from bnjax.training import TrainState
 from experiments.common.data import Dataset, Split
-from experiments.common.loop import Examples, Metrics
+from experiments.common.loop import Examples, Metrics, variables_of
 from experiments.common.metrics import test_metrics
 
 
@@ -21,7 +21,7 @@ def with_train_in_front(data: Dataset, images: int) -> Dataset:
 def evaluate_gap(state: TrainState, both: Examples, *, model: nn.Module, seen: int) -> Metrics:
     """Test metrics, and how much larger loss and error are than on the `seen` images in front."""
     images, labels = both
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = variables_of(state)
     logits: Any = model.apply(variables, images, train=False)
     on_train = test_metrics(logits[:seen], labels[:seen])
     on_test = test_metrics(logits[seen:], labels[seen:])

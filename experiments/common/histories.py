@@ -28,6 +28,11 @@ def final(records: Sequence[Record], network: str, name: str) -> np.ndarray:
     return final_mean(*series(records, network, name))
 
 
+def first(records: Sequence[Record], network: str, name: str) -> np.ndarray:
+    """One metric of one network at its first evaluation, (seeds,)."""
+    return series(records, network, name)[1][:, 0]
+
+
 def last(records: Sequence[Record], network: str, name: str) -> np.ndarray:
     """One metric of one network after the last step, (seeds,)."""
     return series(records, network, name)[1][:, -1]

@@ -68,6 +68,11 @@ def init_state(
     )
 
 
+def variables_of(state: TrainState) -> dict[str, Any]:
+    """What the network of `state` is applied with."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
 @lru_cache(maxsize=1)  # a sweep over rates asks again and again
 def first_states(
     model: nn.Module, optimizer: optax.GradientTransformation, num_seeds: int, pixels: int
@@ -216,7 +221,7 @@ def _validated(evaluate: Callable[..., Metrics]) -> Callable[..., Metrics]:
 
     def both(state: TrainState, test: tuple[Examples, Examples], *, model: nn.Module) -> Metrics:
         images, labels = test[1]
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        variables = variables_of(state)
         logits: Any = model.apply(variables, images, train=False)
         accuracy = jnp.mean(logits.argmax(-1) == labels)
         return evaluate(state, test[0], model=model) | {"validation_accuracy": accuracy}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bnjax.training import TrainState
-from experiments.common.loop import Examples, Metrics
+from experiments.common.loop import Examples, Metrics, variables_of
 from experiments.common.loss import make_loss_fn
 
 PERCENTILES = (15, 50, 85)
@@ -28,9 +28,15 @@ def test_metrics(logits: jax.Array, labels: jax.Array) -> Metrics:
 def evaluate(state: TrainState, test: Examples, *, model: nn.Module) -> Metrics:
     """Test metrics by the running statistics, `test_accuracy` and `test_loss`."""
     images, labels = test
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = variables_of(state)
     logits: Any = model.apply(variables, images, train=False)
     return test_metrics(logits, labels)
+
+
+def in_training(model: nn.Module, variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    """Logits as in training, with `images` as one batch, and the running statistics after it."""
+    logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    return logits, updated.get("batch_stats", {})
 
 
 def gradient(state: TrainState, batch: Examples, *, model: nn.Module) -> Any:
@@ -70,7 +76,7 @@ def evaluate_with_inputs(
       `test_accuracy`, `test_loss`, and `percentiles` (3, units), the `PERCENTILES`.
     """
     images, labels = test
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = variables_of(state)
     applied: Any = model.apply(variables, images, train=False, mutable=["intermediates"])
     logits, seen = applied
     inputs = seen["intermediates"]["activation_input"][layer]

@@ -75,12 +75,15 @@ def lecun_mlp(hidden: tuple[int, ...], **options: Any) -> MLP:
     return MLP(hidden, init_std=hidden[0] ** -0.5, **options)
 
 
-def relu_mlp(settings: MLPSettings, num_classes: int = NUM_CLASSES) -> MLP:
-    """An `MLP` of ReLUs with batch norm."""
+def relu_mlp(
+    settings: MLPSettings, num_classes: int = NUM_CLASSES, norm: Norm | None = BatchNorm
+) -> MLP:
+    """An `MLP` of ReLUs with batch norm, another norm in its place, or none."""
     return MLP(
         settings.hidden,
         num_classes,
-        batch_norm=True,
+        batch_norm=norm is not None,
+        norm=norm or BatchNorm,
         activation=nn.relu,
         init_std=settings.init_std,
         momentum=settings.momentum,

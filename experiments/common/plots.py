@@ -30,6 +30,7 @@ WIDTH_INCHES, DPI = 8.5, 200  # 8.5 in shown 850 pixels wide: 10 points are 14 p
 # Of a picture of the laboratory: on a telephone, 390 pixels wide, 10 points are 10 pixels. Two
 # panels beside each other at most.
 NARROW_INCHES = 5.4
+MARGIN_INCHES = 0.1  # left white around what is drawn
 BADGES = {HOLDS: GREEN, IN_PART: "#A87400", FAILS: ORANGE, UNDECIDED: "#8C8C8C"}
 # Of a legend on top of a grid.
 OPAQUE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "framealpha": 1}
@@ -142,6 +143,12 @@ def set_ticks(axis: Axis, locator: Locator, form: str | Formatter = COUNT) -> No
     axis.set_major_formatter(form)
 
 
+def log_axis(ax: Axes, places: Sequence[float], form: str | Formatter = COUNT) -> None:
+    """A logarithmic x-axis with ticks at `places`, and none between them."""
+    ax.set_xscale("log")
+    set_ticks(ax.xaxis, FixedLocator(list(places)), form)
+
+
 def stretch_steps(ax: Axes, settings: Settings, locator: Locator) -> None:
     """Training steps on a logarithmic axis, from the first evaluation on."""
     ax.set_xscale("log")
@@ -149,16 +156,22 @@ def stretch_steps(ax: Axes, settings: Settings, locator: Locator) -> None:
     set_ticks(ax.xaxis, locator)
 
 
-def stretch_accuracy(ax: Axes, low: float, high: float) -> None:
+def stretch_accuracy(
+    ax: Axes,
+    low: float,
+    high: float,
+    label: str = "test accuracy (logit scale)",
+    ticks: Sequence[float] = ACCURACY_TICKS,
+) -> None:
     """Accuracies from `low` to `high` on a logit axis: as much room near 100 % as near 0 %."""
     ax.set_ylim(low, high)  # before the scale, which warns where nothing could be drawn
     ax.set_yscale("logit", nonpositive="clip")
-    ticks = [tick for tick in ACCURACY_TICKS if low <= tick <= high]
-    set_ticks(ax.yaxis, FixedLocator(ticks), PercentFormatter(1, decimals=0))
-    ax.set_ylabel("test accuracy (logit scale)")
+    within = [tick for tick in ticks if low <= tick <= high]
+    set_ticks(ax.yaxis, FixedLocator(within), PercentFormatter(1, decimals=0))
+    ax.set_ylabel(label)
 
 
 def save(figure: Figure, path: Path | io.BytesIO) -> None:
     """Writes `figure` as a PNG on white; the same figure gives the same bytes."""
-    room: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}
+    room: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": MARGIN_INCHES}
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None}, **room)

@@ -17,7 +17,7 @@ import optax
 from bnjax import Moments
 from bnjax.training import TrainState
 from experiments.common.data import Dataset
-from experiments.common.loop import Examples, train_seeds
+from experiments.common.loop import Examples, train_seeds, variables_of
 from experiments.common.metrics import accuracy
 from experiments.common.progress import Reporter
 from experiments.common.records import Record, per_seed
@@ -104,4 +104,4 @@ def running_accuracy(model: nn.Module, variables: Any, images: Any, labels: Any)
 def _variables(state: TrainState, test: Examples, *, model: nn.Module) -> dict[str, Any]:
     """Stands in for a measurement on the device: the host gets the state itself."""
     del test, model
-    return {"variables": {"params": state.params, "batch_stats": state.batch_stats}}
+    return {"variables": variables_of(state)}

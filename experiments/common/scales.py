@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from matplotlib.axes import Axes
 
+from experiments.common.histories import last
 from experiments.common.loop import Metrics
-from experiments.common.records import Record, series
+from experiments.common.records import Record
 
 PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -30,7 +31,7 @@ def draw_percentiles(
 
     That is after the last step, the mean over seeds; `kw` are options of the dot.
     """
-    numbers = [series(records, trial, f"{name}_{q}")[1][:, -1].mean() for q in PERCENTILES]
+    numbers = [last(records, trial, f"{name}_{q}").mean() for q in PERCENTILES]
     low, quarter, middle, upper, high = numbers
     ax.vlines(place, low, high, color=color, linewidth=1.5)
     ax.vlines(place, quarter, upper, color=color, linewidth=7, alpha=0.5)

@@ -17,8 +17,7 @@ from experiments.common.data import Dataset
 from experiments.common.histories import final, steps_to_target
 from experiments.common.panels import near_best
 from experiments.common.plots import draw_band, entitle, set_ticks
-from experiments.common.rates import SGD
-from experiments.common.rates import at_rate as set_rate
+from experiments.common.rates import SGD, set_rate
 from experiments.common.records import Record, series
 from experiments.common.settings import Settings
 from experiments.common.trials import Trial, training
@@ -79,6 +78,13 @@ def best_rate(
     return rates[int(np.argmax(means))]
 
 
+def best_trial(
+    records: Sequence[Record], network: str, rates: Sequence[float], score: Score = by_accuracy
+) -> str:
+    """The name of the trial at the best rate."""
+    return at_rate(network, best_rate(records, network, rates, score))
+
+
 def best_trials(
     records: Sequence[Record],
     networks: Iterable[str],
@@ -86,7 +92,7 @@ def best_trials(
     score: Score = by_accuracy,
 ) -> dict[str, str]:
     """Of each network the trial at the rate that `score` finds best."""
-    return {n: at_rate(n, best_rate(records, n, rates, score)) for n in networks}
+    return {network: best_trial(records, network, rates, score) for network in networks}
 
 
 def draw_fits(
@@ -134,8 +140,16 @@ def draw_sweep(
     draw_band(ax, np.array(rates), scores, color, network, linestyle)
     best = best_rate(records, network, rates) if chosen is None else chosen
     mean = scores.mean(0)[list(rates).index(best)]
-    ax.plot(best, mean, "o", color=color, markersize=9, markerfacecolor="none", markeredgewidth=2)
+    ring(ax, best, mean, color, 9, 2)
     ax.set_xscale("log")
     set_ticks(ax.xaxis, LogLocator(numticks=6), "{x:g}")
     ax.set_xlabel("learning rate (log scale)")
     ax.set_ylabel("validation accuracy")
+
+
+def ring(
+    ax: Axes, x: float, y: float, color: str, size: float = 11, linewidth: float = 1.5
+) -> None:
+    """About the rate that was chosen."""
+    look: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": linewidth}
+    ax.plot(x, y, "o", color=color, markersize=size, **look)

@@ -101,7 +101,7 @@ class Row(NamedTuple):
 
     kind: str  # one of KINDS
     short: str  # a few words, for a badge
-    claim: str  # what is claimed; of a claim, as it was said
+    claim: str  # what is claimed; in quotation marks the words of the source
     source: str  # who said it, and where
     found: str
     tests: tuple[Test, ...] = ()
@@ -121,7 +121,7 @@ def claim(
 
     Args:
       short: a few words for it, of at most 24 letters.
-      said: the claim, quoted or in the words of the source.
+      said: the claim; in quotation marks what the source says word for word.
       source: who said it, and where.
       tests: at least one.
       found: what the differences are made of, such as "97 % with, 10 % without"; they follow it.

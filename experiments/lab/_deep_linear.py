@@ -18,18 +18,20 @@ import numpy as np
 
 import bnjax
 from experiments.common.records import Record, per_seed
+from experiments.common.sweep import at_rate
 from experiments.lab._explore import covariate_shift, step
 
 DEPTH, WIDTH, INPUTS = 25, 10, 100
 
 
 def descend(
-    normalised: bool, rates: Sequence[float], seeds: int, steps: int, every: int
-) -> Iterator[tuple[float, Record]]:
-    """Trains with every rate from every seed; yields rate and record of each evaluation.
+    name: str, normalised: bool, rates: Sequence[float], seeds: int, steps: int
+) -> Iterator[Record]:
+    """Trains with every rate from every seed; yields the records of five evaluations of each.
 
-    A record has `loss` and what `covariate_shift` measures; `every` must divide `steps`.
+    A record has `loss` and what `covariate_shift` measures.
     """
+    every = max(steps // 4, 1)
     run = partial(_run, normalised=normalised, steps=steps, every=every)
     of_seeds = jax.vmap(run, (0, None))
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
@@ -38,7 +40,7 @@ def descend(
     for i, rate in enumerate(rates):
         for j in range(steps // every + 1):
             metrics = {name: values[i, :, j] for name, values in found.items()}
-            yield from ((rate, record) for record in per_seed(j * every, "", metrics))
+            yield from per_seed(j * every, at_rate(name, rate), metrics)
 
 
 def output(params: Any, x: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 Of `experiments.lab.landscape`; Santurkar et al. (2018), sections 2.1 and 3.3.
 """
 
+from functools import partial
+from math import inf
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +13,8 @@ import jax.numpy as jnp
 
 import bnjax
 from bnjax.linen import BatchNorm
+from experiments.common.models import Norm
+from experiments.common.settings import NORMALISED, PLAIN
 
 MEAN, STD = 0.5, 1.25  # a channel's shift is drawn from +-0.5, its scale from 1 to 1.25 ...
 JITTER = 0.1  # ... and each activation's from within 0.1 of that
@@ -124,3 +128,13 @@ def lp_batch_norm(
     var = jnp.square(measure(jnp.abs(deviation), axes))
     y = bnjax.scale_shift(bnjax.normalize(deviation, 0.0, var), scale, bias)
     return y, batch._replace(m2=batch.count * var)
+
+
+NOISY, L1, LINF = "with noise after it", "l1 norm", "l-infinity norm"
+NORMS: dict[str, Norm | None] = {
+    PLAIN: None,
+    NORMALISED: BatchNorm,
+    NOISY: NoisyBatchNorm,
+    L1: partial(LpBatchNorm, 1),
+    LINF: partial(LpBatchNorm, inf),
+}

@@ -210,7 +210,8 @@ def _judge_spread(records: Sequence[Record], trial: str) -> Row:
     scale, shift = (last(records, trial, f"rms_{name}") for name in ("scale", "bias"))
     return claim(
         "wider sigmoid inputs",
-        "a larger variance, or a mean other than 0, to make better use of the sigmoid",
+        "hidden values may want \"a larger variance or have a mean that's different than 0, in "
+        'order to better take advantage of the nonlinearity of the sigmoid function"',
         "Ng",
         Test("log of the root mean square of all scales, 1 at first", np.log(scale), TIMES),
         found=f"root mean square of scales {scale.mean():.2f}, of shifts {shift.mean():.2f}",

@@ -26,10 +26,10 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from experiments.common.data import Dataset, binarize, hold_out
-from experiments.common.histories import count_steps, final, log_speed_up, steps_to_target
+from experiments.common.histories import count_steps, final, last, log_speed_up, steps_to_target
 from experiments.common.metrics import evaluate_with_inputs
 from experiments.common.models import MLP
 from experiments.common.plots import (
@@ -41,7 +41,7 @@ from experiments.common.plots import (
     draw_dots,
     entitle,
     narrow,
-    set_ticks,
+    stretch_accuracy,
     stretch_steps,
 )
 from experiments.common.records import Record, series
@@ -57,7 +57,7 @@ from experiments.common.sweep import (
 from experiments.common.trials import Trial
 from experiments.common.verdicts import TIMES, Row, Test, claim
 
-FIG = "Ioffe & Szegedy 2015, Fig. 1"
+FIG = "Ioffe & Szegedy 2015, section 4.1, Fig. 1"
 ACCURACY_TICKS = (0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
 
 
@@ -112,10 +112,10 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
 
     histories = {n: series(records, name, "test_accuracy") for n, name in names.items()}
     reached = {n: steps_to_target(*history, target) for n, history in histories.items()}
-    last = float(histories[PLAIN][0][-1])
+    end = float(histories[PLAIN][0][-1])
     faster = Test(
         f"log of steps to {target:.0%} test accuracy, without / with batch norm",
-        log_speed_up(reached[PLAIN], reached[NORMALISED], last),
+        log_speed_up(reached[PLAIN], reached[NORMALISED], end),
         TIMES,
         capped=bool(np.isinf(reached[PLAIN]).any()),
     )
@@ -127,22 +127,23 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "trains faster",
-            "far fewer steps to the same accuracy",
+            '"Batch Normalization helps the network train faster"',
             f"{FIG}a",
             faster,
-            found=f"steps to {target:.0%}: {count_steps(reached[NORMALISED], last)} with, "
-            f"{count_steps(reached[PLAIN], last)} without ({chosen})",
+            found=f"steps to {target:.0%}: {count_steps(reached[NORMALISED], end)} with, "
+            f"{count_steps(reached[PLAIN], end)} without ({chosen})",
         ),
         claim(
             "ends more accurate",
-            "the batch-normalized network enjoys the higher test accuracy",
+            '"the batch-normalized network enjoys the higher test accuracy"',
             f"{FIG}a",
             better,
             found=f"{accuracy[NORMALISED].mean():.2%} with, {accuracy[PLAIN].mean():.2%} without",
         ),
         _steadier(
             "steadier inputs",
-            "distributions more stable as training progresses",
+            '"distributions in the batch-normalized network are much more stable as training '
+            'progresses"',
             records,
             names,
             "drift",
@@ -160,7 +161,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
 def _steadier(
     short: str, said: str, records: Sequence[Record], names: dict[str, str], metric: str
 ) -> Row:
-    moved = {n: series(records, name, metric)[1][:, -1] for n, name in names.items()}
+    moved = {n: last(records, name, metric) for n, name in names.items()}
     with np.errstate(divide="ignore", invalid="ignore"):
         less = Test(
             f"log of {metric.replace('_', ' ')}, without / with batch norm",
@@ -203,10 +204,7 @@ def _draw_accuracy(
         draw_band(ax, steps, accuracy, COLORS[network], label, STYLES[network])
     ax.axhline(settings.target_accuracy, color=GREY, linewidth=0.9, linestyle=":")
     stretch_steps(ax, settings, LogLocator(subs=(1, 2, 5)))
-    ax.set_yscale("logit")
-    ax.set_ylim(0.07, 0.998)  # the legend goes above
-    set_ticks(ax.yaxis, FixedLocator(ACCURACY_TICKS), PercentFormatter(1, decimals=0))
-    ax.set_ylabel("test accuracy (logit scale)")
+    stretch_accuracy(ax, 0.07, 0.998, ticks=ACCURACY_TICKS)  # the legend goes above
     ax.set_xlabel("training step (log scale)")
     ax.legend(loc="upper left", **OPAQUE)
     entitle(ax, "each network at its fastest rate", "a")
@@ -216,7 +214,7 @@ def _draw_drift(ax: Axes, records: Sequence[Record], names: dict[str, str]) -> N
     """A dot a seed, of both ways to measure."""
     for place, metric in enumerate(("drift", "relative_drift")):
         for beside, (network, name) in zip((-0.2, 0.2), names.items(), strict=True):
-            values = series(records, name, metric)[1][:, -1]
+            values = last(records, name, metric)
             draw_dots(ax, place + beside, values, COLORS[network], width=0.3)
     ax.set_yscale("log")
     ax.set_xticks((0, 1), ("absolute", "relative to\nthe spread"))

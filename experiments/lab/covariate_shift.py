@@ -37,6 +37,7 @@ from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from bnjax.training import adapt
 from experiments.common.data import Dataset, Split
+from experiments.common.histories import first
 from experiments.common.models import relu_mlp
 from experiments.common.plots import (
     BLUE,
@@ -172,8 +173,9 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "new statistics help",
-            "modulating the statistics of batch norm alone adapts to another domain",
-            "Li et al. 2016, section 4.2",
+            '"by modulating the statistics in all Batch Normalization layers ..., our approach '
+            'achieves deep adaptation effect"',
+            "Li et al. 2016, abstract, section 4.2",
             *(
                 Test(f"test accuracy on {s} images, adapted - as trained", new[s] - old[s])
                 for s in JUDGED
@@ -182,7 +184,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         claim(
             "new paint breaks it",
-            "trained on black cats, a network might not do very well on coloured ones",
+            'trained on black cats, a network "might not do very well" on coloured ones',
             "Ng",
             Test("test accuracy as trained, grey - coloured", grey - old["coloured"]),
             found=f"{grey.mean():.1%} in grey, {broken}",
@@ -207,7 +209,7 @@ def _few_are_enough(records: Sequence[Record]) -> Row:
         tests.append(Test(of, gained - SHARE * possible))
         found.append(f"{shift} {100 * gained.mean():.1f} of {100 * possible.mean():.1f} points")
     words = f"gained: {', '.join(found)}; above {SHARE:.0%} of it"
-    said = "a small part of the target images is enough"
+    said = '"good results when using only a small part of the target examples"'
     source = "Li et al. 2016, section 4.3"
     return claim(f"{FEW} images are enough", said, source, *tests, found=words)
 
@@ -227,7 +229,7 @@ def _old_weighed_in(records: Sequence[Record], settings: Settings) -> Row:
 
 def accuracy_as_trained(records: Sequence[Record], paint: str) -> np.ndarray:
     """Accuracy (seeds,) by the statistics of training."""
-    return series(records, trial_name(paint, OLD), "test_accuracy")[1][:, 0]
+    return first(records, trial_name(paint, OLD), "test_accuracy")
 
 
 def accuracy_adapted(records: Sequence[Record], paint: str) -> tuple[np.ndarray, np.ndarray]:

@@ -28,17 +28,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, PercentFormatter, ScalarFormatter
 
 from experiments.common.data import Dataset, hold_out
-from experiments.common.deep import YANG, DeepNet, first_gradients
+from experiments.common.deep import LOOKS as RELU_LOOKS
+from experiments.common.deep import RELU, RESIDUAL, YANG, DeepNet, first_gradients
 from experiments.common.histories import final
 from experiments.common.models import ACTIVATIONS
 from experiments.common.plots import (
     BLUE,
-    GREEN,
     GREY,
     ORANGE,
     PINK,
     SKY,
-    YELLOW,
     draw_band,
     entitle,
     narrow,
@@ -46,19 +45,22 @@ from experiments.common.plots import (
 )
 from experiments.common.records import Record, per_seed, series
 from experiments.common.settings import NETWORKS, NORMALISED, PLAIN, Settings
-from experiments.common.sweep import at_rate, best_rate, draw_sweep, rate_in_words, trained_at
+from experiments.common.sweep import (
+    best_rate,
+    best_trial,
+    draw_sweep,
+    rate_in_words,
+    trained_at,
+)
 from experiments.common.trials import Trial, once
 from experiments.common.verdicts import DECADES, Row, Test, claim, control
 
-RELU, RESIDUAL, SIGMOID, TANH = KINDS = ("ReLU", "residual", "sigmoid", "tanh")
+SIGMOID, TANH = "sigmoid", "tanh"
+KINDS = (RELU, RESIDUAL, SIGMOID, TANH)
 TRAINED = (RELU, RESIDUAL, SIGMOID)
 GRADIENT_BATCH = 250  # test images
 FLOOR = 1e-8  # of the norms in the picture; what is below is as good as 0
-LOOKS = {  # colour, line and marker of each network
-    f"{RELU} {PLAIN}": (ORANGE, "--"),
-    f"{RELU} {NORMALISED}": (BLUE, "-"),
-    f"{RESIDUAL} {PLAIN}": (YELLOW, ":"),
-    f"{RESIDUAL} {NORMALISED}": (GREEN, "-."),
+LOOKS = RELU_LOOKS | {  # in a panel of their own
     f"{SIGMOID} {PLAIN}": (ORANGE, "--"),
     f"{SIGMOID} {NORMALISED}": (BLUE, "-"),
     f"{TANH} {PLAIN}": (PINK, ":"),
@@ -141,7 +143,7 @@ def accuracies(
     found = []
     for depth in settings.depths:
         name = _name(kind, network, depth)
-        best = at_rate(name, best_rate(records, name, settings.rates))
+        best = best_trial(records, name, settings.rates)
         found.append(np.nan_to_num(final(records, best, "test_accuracy")))
     return np.stack(found, 1)
 
@@ -161,8 +163,8 @@ def judge(records: Sequence[Record], settings: DepthSettings) -> list[Row]:
         _judge_gradients(records, deepest),
         claim(
             "deep networks train",
-            "helps against vanishing and exploding gradients, so deep networks train better",
-            "Raschka",
+            '"I think you\'ll be able to train much deeper networks"',
+            "Ng, Batch norm at test time",
             *(
                 Test(
                     f"{kind}: test accuracy of {deepest} layers, with - without batch norm, each "
@@ -175,8 +177,8 @@ def judge(records: Sequence[Record], settings: DepthSettings) -> list[Row]:
         ),
         claim(
             "needs skip connections",
-            "vanilla batch-normalized networks without skip connections are not trainable at large "
-            "depths",
+            '"vanilla batch-normalized networks without skip connections are not trainable at '
+            'large depths"',
             "Yang et al. 2019, abstract",
             Test(
                 f"ReLU with batch norm, test accuracy of {deepest} layers, residual - plain",
@@ -223,8 +225,8 @@ def _judge_gradients(records: Sequence[Record], deepest: int) -> Row:
     growth = 10 ** (changes[RELU, NORMALISED].mean() / (deepest - 2))
     return claim(
         "gradients keep size",
-        "helps against exploding and vanishing gradients; layer Jacobians may have singular values "
-        "close to 1 (a conjecture)",
+        '"helps with exploding/vanishing gradient problems"; may lead the layer Jacobians "to '
+        'have singular values close to 1" (a conjecture)',
         "Raschka; Ioffe & Szegedy 2015, section 3.3",
         *kept,
         found=f"second against last of {deepest} layers, before training: {factors}; nearer "

@@ -29,12 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogFormatterMathtext, LogLocator, PercentFormatter
+from matplotlib.ticker import LogFormatterMathtext, LogLocator
 
 import bnjax
 from bnjax.linen import BatchNorm
 from experiments.common.data import NUM_CLASSES, Dataset, hold_out
-from experiments.common.histories import final
+from experiments.common.histories import final, last
 from experiments.common.plots import (
     BLUE,
     GREEN,
@@ -44,8 +44,10 @@ from experiments.common.plots import (
     SKY,
     draw_dots,
     entitle,
+    log_axis,
     narrow,
     set_ticks,
+    stretch_accuracy,
 )
 from experiments.common.records import Record, series
 from experiments.common.settings import Settings as CommonSettings
@@ -176,7 +178,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         series(records, PIXELS, name)[1].mean() for name in ("always", "in_batch", "pixels")
     )
     largest = max(_off_formula(records, e) for e in EPSILONS)
-    constant = {e: series(records, layer_name(e), "output")[1][:, -1] for e in EPSILONS}
+    constant = {e: last(records, layer_name(e), "output") for e in EPSILONS}
     zeros = [e for e in EPSILONS if e > 0 and (constant[e] == 0).all()]
     return [
         claim(
@@ -253,7 +255,7 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
     axes[0, 0].set_ylabel("spread of the output")
     axes[0, 1].set_ylabel("gradient, in / out")
     entitle(axes[0, 0], "small ones stay small", "a")
-    entitle(axes[0, 1], "gradients stay bounded", "b")
+    entitle(axes[0, 1], "bounded gradients", "b")
     _draw_accuracy(axes[1, 0], records, settings)
     _draw_sweeps(axes[1, 1], records, settings)
     below = figure.add_subplot(grid[2, :])
@@ -281,8 +283,7 @@ def _draw_accuracy(ax: Axes, records: Sequence[Record], settings: Settings) -> N
     ticks = ["\n" * (place % 2) + _tick(e) for place, e in enumerate(EPSILONS)]
     ax.set_xticks(range(len(EPSILONS)), ticks)
     ax.set_xlabel("epsilon")
-    ax.set_ylabel("test accuracy (logit)")
-    _accuracy_axis(ax)
+    stretch_accuracy(ax, 0.06, 0.994, "test accuracy (logit)", ACCURACY_TICKS)
     entitle(ax, "trained, at best rates", "c")
 
 
@@ -299,15 +300,7 @@ def _draw_sweeps(ax: Axes, records: Sequence[Record], settings: Settings) -> Non
         scores = [by_accuracy(records, at_rate(name, rate)).mean() for rate in settings.rates]
         look = {"color": COLORS[e], "linestyle": STYLES[e], "marker": MARKERS[e]}
         ax.plot(settings.rates, scores, label=_tick(e), markersize=5, linewidth=1.6, **look)
-    ax.set_xscale("log")
-    set_ticks(ax.xaxis, FixedLocator(list(settings.rates)), "{x:g}")
+    log_axis(ax, settings.rates, "{x:g}")
     ax.set_xlabel("learning rate")
-    ax.set_ylabel("validation accuracy")
-    _accuracy_axis(ax)
+    stretch_accuracy(ax, 0.06, 0.994, "validation accuracy", ACCURACY_TICKS)
     entitle(ax, "the sweep", "d")
-
-
-def _accuracy_axis(ax: Axes) -> None:
-    ax.set_yscale("logit")
-    ax.set_ylim(0.06, 0.994)
-    set_ticks(ax.yaxis, FixedLocator(ACCURACY_TICKS), PercentFormatter(1, decimals=0))

@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator
 
 import bnjax
 from experiments.common.data import Dataset
-from experiments.common.histories import geometric_mean
+from experiments.common.histories import first, geometric_mean
 from experiments.common.plots import (
     BLUE,
     GREEN,
@@ -173,52 +173,47 @@ def _descend(inputs: str, settings: Settings, data: Dataset) -> Iterator[Record]
 
 def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     """The rows of the closing table."""
-    times = f"{settings.scale:g}"
+    times = f"one of two pixels times {settings.scale:g}"
     condition = {inputs: fact(records, inputs, "condition_number") for inputs in INPUTS}
     rate = {inputs: fact(records, inputs, "stable_rate") for inputs in INPUTS}
     steps = {inputs: fact(records, inputs, "arrived") for inputs in INPUTS}
+
+    def ratio(of: str, values: dict[str, np.ndarray], over: str, under: str) -> Test:
+        what = {RAVINE: times, STANDARDISED: STANDARDISED}
+        of = f"log of {of}, {what[over]} / {what[under]}"
+        return Test(of, np.log(values[over] / values[under]), TIMES)
+
+    def found(values: dict[str, np.ndarray], unit: str = "") -> str:
+        rounded, ravine = _mean(values[STANDARDISED]), _mean(values[RAVINE])
+        return f"{rounded} {unit}standardised, {ravine} with one pixel times {settings.scale:g}"
+
     return [
         claim(
             "standardising rounds it",
             "unlike slopes make a landscape hard to descend; normalised, contours are round",
             "Lee; Ng",
-            Test(
-                f"log of the condition number of the Hessian, one of two pixels times {times} / "
-                "standardised",
-                np.log(condition[RAVINE] / condition[STANDARDISED]),
-                TIMES,
-            ),
-            found=f"condition number {_mean(condition[RAVINE])} with one pixel times {times}, "
-            f"{_mean(condition[STANDARDISED])} standardised",
+            ratio("the condition number of the Hessian", condition, RAVINE, STANDARDISED),
+            found=f"condition number {found(condition)}",
         ),
         claim(
             "larger rates are stable",
             "a much larger learning rate can be used",
             "Ng",
-            Test(
-                f"log of the largest stable rate, standardised / one of two pixels times {times}",
-                np.log(rate[STANDARDISED] / rate[RAVINE]),
-                TIMES,
-            ),
-            found=f"{_mean(rate[STANDARDISED])} standardised, {_mean(rate[RAVINE])} with one pixel "
-            f"times {times}",
+            ratio("the largest stable rate", rate, STANDARDISED, RAVINE),
+            found=found(rate),
         ),
         claim(
             "arrives sooner",
             "normalising inputs speeds up learning",
             "Ng; Lee",
-            Test(
-                f"log of steps at {settings.learning_rate:.0%} of that rate, one of two pixels "
-                f"times {times} / standardised",
-                np.log(steps[RAVINE] / steps[STANDARDISED]),
-                TIMES,
+            ratio(
+                f"steps at {settings.learning_rate:.0%} of that rate", steps, RAVINE, STANDARDISED
             ),
-            found=f"{_mean(steps[STANDARDISED])} steps standardised, {_mean(steps[RAVINE])} with "
-            f"one pixel times {times}",
+            found=found(steps, "steps "),
         ),
         control(
             "pixels as they are",
-            f"the same pixels, none of them multiplied by {times}",
+            f"the same pixels, none of them multiplied by {settings.scale:g}",
             f"condition number {_mean(condition[RAW])}, {_mean(steps[RAW])} steps",
         ),
         identity(
@@ -234,7 +229,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
 
 def fact(records: Sequence[Record], inputs: str, name: str) -> np.ndarray:
     """What was logged once a seed, (seeds,)."""
-    return series(records, inputs, name)[1][:, 0]
+    return first(records, inputs, name)
 
 
 def _mean(values: np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """At test time running averages stand in for the batch (Lee; Ng; Wu & Johnson 2021).
 
 A prediction should hang on its own input and not on what else is in the batch, so population
-statistics replace those of the batch. One network is trained and evaluated in three ways:
+statistics replace those of the batch. One network is trained and evaluated in three ways::
 
     running        exponential averages kept in training, the usual ones
     recalibrated   moments of training images under the weights as they are
@@ -33,7 +33,7 @@ from matplotlib.ticker import FixedLocator, LogLocator
 
 from bnjax.training import recalibrate
 from experiments.common.data import NUM_CLASSES, Dataset, Split
-from experiments.common.metrics import accuracy
+from experiments.common.metrics import accuracy, in_training
 from experiments.common.models import relu_mlp
 from experiments.common.plots import (
     BLUE,
@@ -165,12 +165,8 @@ def batch_accuracy(model: nn.Module, variables: Any, split: Split, size: int) ->
 
 @partial(jax.jit, static_argnames="model")
 def _accuracy_by_batch(model: nn.Module, variables: Any, batches: Any, labels: Any) -> jax.Array:
-    def logits(variables: Any, images: jax.Array) -> jax.Array:
-        applied: Any = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return applied[0]
-
     def one_seed(variables: Any) -> jax.Array:
-        each = jax.vmap(partial(logits, variables))(batches)
+        each, _ = jax.vmap(partial(in_training, model, variables))(batches)
         return accuracy(each.reshape(-1, each.shape[-1]), labels)
 
     return jax.vmap(one_seed)(variables)
@@ -194,7 +190,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         _compared(
             f"batches of {SMALL} do not",
-            f"statistics of a single example make no sense; here of {SMALL}",
+            '"taking the mean and variance of that one example, doesn\'t make sense"; here of '
+            f"{SMALL}",
             "Ng",
             {RUNNING: late, f"batches of {SMALL}": by_batch[:, 0]},
         ),

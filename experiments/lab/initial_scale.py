@@ -21,18 +21,30 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from bnjax.training import TrainState
 from experiments.common.data import Dataset, hold_out
 from experiments.common.histories import final
 from experiments.common.models import ACTIVATIONS, MLP
-from experiments.common.plots import COLORS, STYLES, draw_band, entitle, narrow, set_ticks
-from experiments.common.rates import SGD
-from experiments.common.rates import at_rate as set_rate
+from experiments.common.plots import (
+    COLORS,
+    STYLES,
+    draw_band,
+    entitle,
+    log_axis,
+    narrow,
+    stretch_accuracy,
+)
+from experiments.common.rates import SGD, set_rate
 from experiments.common.records import Record
 from experiments.common.settings import NETWORKS, NORMALISED, PLAIN, Settings
-from experiments.common.sweep import at_rate, best_rate, by_accuracy, rate_in_words
+from experiments.common.sweep import (
+    at_rate,
+    best_rate,
+    best_trial,
+    by_accuracy,
+    rate_in_words,
+)
 from experiments.common.trials import Trial, training
 from experiments.common.verdicts import Row, Test, claim, control
 
@@ -96,7 +108,7 @@ def accuracies(records: Sequence[Record], settings: ScaleSettings, network: str)
     found = []
     for scale in settings.scales:
         name = _name(network, scale)
-        best = at_rate(name, best_rate(records, name, settings.rates))
+        best = best_trial(records, name, settings.rates)
         found.append(np.nan_to_num(final(records, best, "test_accuracy")))
     return np.stack(found, 1)
 
@@ -111,7 +123,7 @@ def judge(records: Sequence[Record], settings: ScaleSettings) -> list[Row]:
     return [
         claim(
             "less care at the start",
-            "allows us to be less careful about initialization",
+            'allows us to "be less careful about initialization"',
             "Ioffe & Szegedy 2015, abstract",
             Test(
                 "points of test accuracy lost beside the usual scale, mean over scales, without - "
@@ -157,13 +169,9 @@ def draw(records: Sequence[Record], settings: ScaleSettings) -> Figure:
         found = found.clip(ACCURACY_TICKS[0] / 2)  # 0 is nowhere on a logit axis
         draw_band(top, np.array(settings.scales), found, color, network, STYLES[network])
         top.plot(settings.scales, found.mean(0), "o", color=color, markersize=4)
-    top.set_xscale("log")
-    set_ticks(top.xaxis, FixedLocator(settings.scales), "{x:g}")
+    log_axis(top, settings.scales, "{x:g}")
     top.set_xlabel("first weights, times He's (log scale)")
-    top.set_yscale("logit")
-    set_ticks(top.yaxis, FixedLocator(ACCURACY_TICKS), PercentFormatter(1, decimals=0))
-    top.set_ylim(0.07, 0.995)
-    top.set_ylabel("test accuracy (logit scale)")
+    stretch_accuracy(top, 0.07, 0.995, ticks=ACCURACY_TICKS)
     top.legend(loc="center left")
     entitle(top, "each at its best rate", "a")
     for column, network in enumerate(NETWORKS):

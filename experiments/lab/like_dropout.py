@@ -44,7 +44,7 @@ from experiments.common.data import NUM_CLASSES, Dataset
 from experiments.common.errors import UserError
 from experiments.common.gap import evaluate_gap, with_train_in_front
 from experiments.common.histories import final
-from experiments.common.loop import Examples, Metrics
+from experiments.common.loop import Examples, Metrics, variables_of
 from experiments.common.plots import (
     BLUE,
     OPAQUE,
@@ -53,7 +53,7 @@ from experiments.common.plots import (
     narrow,
     set_ticks,
 )
-from experiments.common.rates import SGD, at_rate
+from experiments.common.rates import SGD, set_rate
 from experiments.common.records import Record
 from experiments.common.settings import Settings as Common
 from experiments.common.trials import Trial, training
@@ -159,14 +159,14 @@ def name_of(size: int = BATCH, dropped: float = 0.0) -> str:
 
 def dropping(dropped: float, *, learning_rate: float) -> Any:
     """A `prepare` of `train_seeds` that sets the probability and the learning rate."""
-    set_rate = at_rate(learning_rate)
+    at_rate = set_rate(learning_rate)
 
     def prepare(states: TrainState) -> TrainState:
         stats = jax.tree.map_with_path(
             lambda path, x: jnp.full_like(x, dropped) if path[-1].key == "rate" else x,
             states.batch_stats,
         )
-        return set_rate(states.replace(batch_stats=stats))
+        return at_rate(states.replace(batch_stats=stats))
 
     return prepare
 
@@ -190,7 +190,7 @@ def _one_pass(state: TrainState, model: nn.Module, train: jax.Array, key: jax.Ar
     others = WATCHED + jax.random.permutation(company, len(train) - WATCHED)[: BATCH - WATCHED]
     batch = jnp.concatenate([jnp.arange(WATCHED), others])
     place = jax.random.permutation(places, BATCH)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = variables_of(state)
     mutable = ["batch_stats", "intermediates"]
     outcome: Any = model.apply(variables, train[batch[place]], train=True, mutable=mutable)
     return outcome[1]["intermediates"]["last"][0][jnp.argsort(place)[:WATCHED]]
@@ -215,7 +215,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "regularises slightly",
-            "similar to dropout, batch norm therefore has a slight regularization effect",
+            '"similar to dropout, batch norm therefore has a slight regularization effect"',
             NG,
             Test(f"gap won by statistics of {NGS} in place of {BATCH}", won[ngs], SHARES),
             Test(f"gap won by dropout 0.5 - by statistics of {NGS}", won[half] - won[ngs], SHARES),
@@ -224,7 +224,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
         ),
         claim(
             "as dropout of like noise",
-            "similar to dropout, it adds some noise to each hidden layer's activations",
+            '"similar to dropout, it adds some noise to each hidden layer\'s activations"',
             NG,
             *(
                 Test(

@@ -31,16 +31,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 
 from experiments.common.data import Dataset
-from experiments.common.deep import YANG, DeepNet, first_gradients, first_intermediates, linear
+from experiments.common.deep import LOOKS as RELU_LOOKS
+from experiments.common.deep import (
+    RELU,
+    RESIDUAL,
+    YANG,
+    DeepNet,
+    first_gradients,
+    first_intermediates,
+    linear,
+)
+from experiments.common.histories import last
 from experiments.common.plots import (
-    BLUE,
-    GREEN,
     GREY,
     OPAQUE,
-    ORANGE,
     PINK,
     SKY,
-    YELLOW,
     draw_band,
     entitle,
     narrow,
@@ -51,19 +57,13 @@ from experiments.common.settings import NETWORKS, NORMALISED, PLAIN, Settings
 from experiments.common.trials import Trial, once
 from experiments.common.verdicts import PLAIN_NUMBER, TIMES, Row, Test, claim, control
 
-RELU, LINEAR, RESIDUAL = KINDS = ("ReLU", "linear", "residual")
+LINEAR = "linear"
+KINDS = (RELU, LINEAR, RESIDUAL)
 GROWTH_MARGIN = np.log(1.02)  # a layer; 2.6 times after 48
 SLOPE_MARGIN = 0.1  # of the power 1/2
 FIRST_BLOCK = 5  # from which on the power is fitted
 BELOW: dict[str, Any] = {"bbox_to_anchor": (-0.15, -0.2), "fontsize": 8.5, "frameon": False}
-LOOKS = {
-    f"{RELU} {PLAIN}": (ORANGE, "--"),
-    f"{RELU} {NORMALISED}": (BLUE, "-"),
-    f"{LINEAR} {PLAIN}": (PINK, ":"),
-    f"{LINEAR} {NORMALISED}": (SKY, "-."),
-    f"{RESIDUAL} {PLAIN}": (YELLOW, ":"),
-    f"{RESIDUAL} {NORMALISED}": (GREEN, "-."),
-}
+LOOKS = RELU_LOOKS | {f"{LINEAR} {PLAIN}": (PINK, ":"), f"{LINEAR} {NORMALISED}": (SKY, "-.")}
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def judge(records: Sequence[Record], settings: RankSettings) -> list[Row]:
     return [
         claim(
             "avoids rank collapse",
-            "an effective strategy to avoid rank collapse for both linear and ReLU networks",
+            '"an effective strategy to avoid rank collapse for both linear and ReLU networks"',
             "Daneshmand et al. 2020, abstract",
             *(_higher_rank(records, kind) for kind in (RELU, LINEAR)),
             found=f"effective rank of {settings.width} units after {depth} layers: "
@@ -165,8 +165,9 @@ def judge(records: Sequence[Record], settings: RankSettings) -> list[Row]:
         ),
         claim(
             f"explodes ×{YANG:.2f} a layer",
-            "gradients grow exponentially in depth, with ReLU by sqrt(pi / (pi - 1)) a layer",
-            "Yang et al. 2019",
+            '"gradient signals grow exponentially in depth", with ReLU by sqrt(pi / (pi - 1)) a '
+            "layer",
+            "Yang et al. 2019, abstract",
             Test(
                 f"log of the growth a layer with batch norm, less that of {YANG:.3f}",
                 grown[NORMALISED] - np.log(YANG),
@@ -178,8 +179,8 @@ def judge(records: Sequence[Record], settings: RankSettings) -> list[Row]:
         ),
         claim(
             "scales branches down",
-            "downscales the residual branch relative to the skip connection, by a factor on the "
-            "order of the square root of the depth",
+            '"downscales the residual branch relative to the skip connection, by a normalizing '
+            'factor on the order of the square root of the network depth"',
             "De & Smith 2020, abstract",
             Test(
                 "power of the block's number, of the skip connection over the branch, less 1/2",
@@ -199,7 +200,7 @@ def judge(records: Sequence[Record], settings: RankSettings) -> list[Row]:
 
 
 def _last(records: Sequence[Record], kind: str, network: str, metric: str) -> np.ndarray:
-    return series(records, f"{kind} {network}", metric)[1][:, -1]
+    return last(records, f"{kind} {network}", metric)
 
 
 def _higher_rank(records: Sequence[Record], kind: str) -> Test:

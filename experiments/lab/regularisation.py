@@ -47,7 +47,7 @@ from experiments.common.plots import (
     narrow,
     set_ticks,
 )
-from experiments.common.rates import SGD, at_rate
+from experiments.common.rates import SGD, set_rate
 from experiments.common.records import Record, series
 from experiments.common.settings import Settings as Common
 from experiments.common.trials import Trial, once, training
@@ -133,7 +133,7 @@ def trials(settings: Settings, data: Dataset) -> list[Trial]:
                 data=splits[split],
                 batch_size=size,
                 evaluate=evaluated,
-                prepare=at_rate(rate),
+                prepare=set_rate(rate),
             )
             for name, model, size in networks
             for rate, split in settings.runs
@@ -197,16 +197,16 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "large ones do so less",
-            "by using a larger mini-batch size, say 512 instead of 64, you're reducing this noise "
-            "and therefore also reducing this regularization effect",
+            "\"512 instead of 64, by using a larger mini-batch size, you're reducing this noise "
+            'and therefore also reducing this regularization effect"',
             NG,
             Test(f"gap of the loss, batches of {large} - of {small}", with_, PLAIN_NUMBER),
             found=f"{gaps(LARGE, SMALL)} at {large} and {small} ({split_by_split(BOTH_NOISES)})",
         ),
         claim(
             "by their statistics",
-            "each mini-batch is scaled by the mean and variance of just that mini-batch: this adds "
-            "some noise",
+            '"scaled by the mean and variance computed on just that one mini-batch. ... that mean '
+            'and variance has a little bit of noise in it"',
             NG,
             Test(
                 f"gap of the loss, batches of {large}, statistics of {large} - of {small}",

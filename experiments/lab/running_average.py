@@ -1,6 +1,7 @@
 """What the running averages of batch norm hold, and what their weight does (Long; Lee; Ng).
 
-Every mini-batch moves the averages a little, from 0 and 1, where they start::
+Every mini-batch moves the averages a little, from 0 and 1, where they start (the lectures leave
+that out; `BatchNorm(debias=True)` corrects it)::
 
     mean <- p mean + (1 - p) mean of the batch
     var  <- p var  + (1 - p) variance of the batch
@@ -8,12 +9,12 @@ Every mini-batch moves the averages a little, from 0 and 1, where they start::
 Lee's p is the weight of the old value, here and in Flax; PyTorch's `momentum` is 1 - p, 0.1 where
 p is 0.9. PyTorch also stores the sample variance, n / (n - 1) times that of the batch of n.
 
-Two things are seen. The first is Long's: a layer of 16 channels gets uniform numbers in [0, 1) of
-shape (100, 16, 784). Once called, its averages hold a tenth of the truth, not the truth.
+First, Long's layer: 16 channels get uniform numbers in [0, 1) of shape (100, 16, 784). Once called,
+its averages hold a tenth of the truth, not the truth.
 
-The second is a network in training. What normalises in training is the batch, so p changes nothing
-but the test: one run, seed by seed, keeps averages of every p side by side. With exact(t) for the
-moments of the training images under the weights of step t, an average errs in two ways::
+Then a network is trained. What normalises in training is the batch, so p changes nothing but the
+test: one run, seed by seed, keeps averages of every p side by side. With exact(t) for the moments
+of the training images under the weights of step t, an average errs in two ways::
 
     lag   = average_p(exact)(t) - exact(t)     weights have moved on, the start is not forgotten
     noise = average_p(batch)(t) - average_p(exact)(t)                   batches are not the whole
@@ -21,8 +22,7 @@ moments of the training images under the weights of step t, an average errs in t
 Both are of the means of all hidden units, in standard deviations of each unit, root mean square
 over units. The exact moments under the weights of every step are those of `probe` images, which
 the lag is the same for; those that the averages are compared with, and that "recalibrated" stands
-for, are of up to `images`. The lectures leave out that the averages start at 0 and 1 (unless they
-are corrected, `BatchNorm(debias=True)`).
+for, are of up to `images`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,15 +37,15 @@ import numpy as np
 import optax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator
+from matplotlib.ticker import LogLocator
 
-from bnjax.linen import BatchNorm
 from bnjax.training import TrainState, train_step
-from experiments.common.batches import draw_batches
+from experiments.common.batches import batches_of_seeds
 from experiments.common.data import Dataset
-from experiments.common.histories import final
-from experiments.common.loop import init_state
+from experiments.common.histories import final, first, last
+from experiments.common.loop import init_state, variables_of
 from experiments.common.loss import make_loss_fn
+from experiments.common.metrics import in_training
 from experiments.common.models import relu_mlp
 from experiments.common.plots import (
     BLUE,
@@ -56,8 +56,8 @@ from experiments.common.plots import (
     PINK,
     draw_band,
     entitle,
+    log_axis,
     narrow,
-    set_ticks,
     stretch_accuracy,
     stretch_steps,
 )
@@ -65,13 +65,22 @@ from experiments.common.population import running_accuracy
 from experiments.common.progress import Reporter
 from experiments.common.records import Record, per_seed, series
 from experiments.common.settings import MLPSettings
-from experiments.common.trials import Trial
+from experiments.common.trials import Trial, once
 from experiments.common.verdicts import TIMES, Row, Test, claim, control, identity
+from experiments.lab._long_layer import (
+    FEW,
+    FLAX,
+    LAYER,
+    PYTORCH,
+    SAMPLE,
+    SHAPE,
+    call_layers,
+    expected_averages,
+    layer,
+    with_weight,
+)
 
-SHAPE = (100, 16, 784)  # of Long's batch; 16 channels
-PYTORCH, FLAX = 0.9, 0.99  # the defaults, as weights of the old value
-FEW = 4  # rows of a batch, where the sample variance is another
-RECALIBRATED, LAYER, SAMPLE = "recalibrated", "layer(x)", "sample variance"
+RECALIBRATED = "recalibrated"
 JUDGED = (0.5, 0.9, 0.99, 0.999)
 MARGIN = 0.01  # accuracies that differ by less are the same here
 LOOKS = {0.5: (PINK, ":"), 0.9: (GREEN, "-."), 0.99: (BLUE, "-"), 0.999: (ORANGE, "--")}
@@ -91,68 +100,17 @@ class Settings(MLPSettings):
 PRESETS = {
     "quick": Settings(steps=2000, batch_size=32, eval_every=40),
     "long": Settings(
-        data="mnist",
-        steps=2000,
-        batch_size=32,
-        eval_every=50,
-        hidden=(100, 100, 100),
-        probe=1000,
+        data="mnist", steps=2000, batch_size=32, eval_every=50, hidden=(100, 100, 100), probe=1000
     ),
 }
-
-
-def with_weight(p: float) -> str:
-    """The name of an average, such as "p = 0.9"."""
-    return f"p = {p:g}"
 
 
 def trials(settings: Settings, data: Dataset) -> list[Trial]:
     """Long's layer, and one network with averages of every p."""
     return [
-        Trial(LAYER, 1, partial(_call_layer, settings)),
+        once(LAYER, partial(call_layers, settings.seeds, settings.batches)),
         Trial("network", settings.steps, partial(_train, settings, data)),
     ]
-
-
-def _call_layer(settings: Settings, reporter: Reporter) -> Iterator[Record]:
-    """Means over channels of the averages after each batch, for a layer of each default p."""
-    reporter.say(LAYER)
-    for p in (PYTORCH, FLAX):
-        found = np.stack([call_layer(seed, settings.batches, p) for seed in range(settings.seeds)])
-        for batch, values in enumerate(np.moveaxis(found, 0, -1), 1):
-            yield from per_seed(batch, f"{LAYER}, {with_weight(p)}", _named(values))
-    rows = jax.random.uniform(jax.random.key(0), (settings.seeds, FEW, SHAPE[1]))
-    layers = [BatchNorm(momentum=PYTORCH, ddof=ddof) for ddof in (0, 1)]
-    variances = [jax.vmap(partial(call_once, layer))(rows)["var"] for layer in layers]
-    ratio = (variances[1] - PYTORCH) / (variances[0] - PYTORCH)  # less what is left of the start
-    yield from per_seed(FEW, SAMPLE, {"ratio": np.asarray(ratio.mean(1))})
-
-
-def _named(values: np.ndarray) -> dict[str, np.ndarray]:
-    return {"mean": values[0], "var": values[1]}
-
-
-def call_once(layer: nn.Module, x: jax.Array) -> Any:
-    """The averages of `layer` after one batch."""
-    variables = layer.init(jax.random.key(0), x, use_running_average=True)
-    return layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])[1][
-        "batch_stats"
-    ]
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def call_layer(seed: int, batches: int, p: float) -> jax.Array:
-    """Mean over channels of the running mean and variance, (batches, 2)."""
-    layer = BatchNorm(axis=1, momentum=p)
-
-    def call(variables: Any, key: jax.Array) -> tuple[Any, jax.Array]:
-        x = jax.random.uniform(key, SHAPE)
-        _, updated = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
-        stats: Any = updated["batch_stats"]
-        return {**variables, **updated}, jnp.stack([stats["mean"].mean(), stats["var"].mean()])
-
-    first = layer.init(jax.random.key(0), jnp.zeros((2, *SHAPE[1:])), use_running_average=True)
-    return jax.lax.scan(call, first, jax.random.split(jax.random.key(seed), batches))[1]
 
 
 class Run(NamedTuple):
@@ -173,13 +131,13 @@ def _train(settings: Settings, data: Dataset, reporter: Reporter) -> Iterator[Re
     weights = jnp.array(settings.weights)
     start = jax.tree.map(lambda v: jnp.repeat(v[:, None], len(weights), 1), states.batch_stats)
     run = Run(states, start, start)
-    rows, (steps, size) = np.arange(len(labels)), (settings.steps, settings.batch_size)
-    batches = np.stack([draw_batches(rows, steps, size, s) for s in range(settings.seeds)], 1)
+    rows, steps = [np.arange(len(labels))] * settings.seeds, settings.steps
+    batches = batches_of_seeds(rows, steps, settings.batch_size).swapaxes(0, 1)
     loss_fn, probe = make_loss_fn(model), images[: settings.probe]
-    for first in range(0, steps, settings.eval_every):
-        chosen = batches[first : first + settings.eval_every]
+    for done in range(0, steps, settings.eval_every):
+        chosen = batches[done : done + settings.eval_every]
         run, loss = advance(run, chosen, weights, images, labels, probe, model, loss_fn)
-        step = first + len(chosen)
+        step = done + len(chosen)
         yield from _evaluate(step, model, run, images[: settings.images], data, settings)
         reporter.show("network", step, float(loss.mean()), None)
 
@@ -189,7 +147,7 @@ def advance(run: Run, batches, weights, images, labels, probe, model, loss_fn):
     """A step for each of `batches` (steps, seeds, size), rows of `images`; and the mean losses."""
 
     def step(run: Run, rows: jax.Array) -> tuple[Run, jax.Array]:
-        before = moments(model, run.states.params, probe)
+        before = moments(model, run.states, probe)
         batch = {"images": images[rows], "labels": labels[rows]}
         state, metrics = train_step(run.states, batch, loss_fn)
         averages = _move(run.averages, state.batch_stats, weights)
@@ -199,13 +157,9 @@ def advance(run: Run, batches, weights, images, labels, probe, model, loss_fn):
     return run, losses.mean(0)
 
 
-def moments(model: nn.Module, params: Any, images: jax.Array) -> Any:
+def moments(model: nn.Module, state: TrainState, images: jax.Array) -> Any:
     """Means and variances of the inputs of each batch norm, if all `images` are one batch."""
-    units = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    stats = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), units["batch_stats"])
-    variables = {"params": params, "batch_stats": stats}
-    applied: Any = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    return applied[1]["batch_stats"]  # with momentum 0
+    return in_training(model, variables_of(state), images)[1]  # with momentum 0
 
 
 def _move(averages: Any, new: Any, weights: jax.Array) -> Any:
@@ -217,24 +171,20 @@ def _move(averages: Any, new: Any, weights: jax.Array) -> Any:
 def _evaluate(
     step: int, model: nn.Module, run: Run, images: jax.Array, data: Dataset, settings: Settings
 ) -> Iterator[Record]:
-    params = run.states.params
-    now = _moments_of_seeds(model, params, images)
-    lag = _distances(run.exact, _moments_of_seeds(model, params, images[: settings.probe]))
+    now = _moments_of_seeds(model, run.states, images)
+    lag = _distances(run.exact, _moments_of_seeds(model, run.states, images[: settings.probe]))
     error = _distances(run.averages, now)
+    parts = {"lag": lag, "noise": error - lag, "error": error}
 
     def accurate(stats: Any) -> np.ndarray:
-        variables = {"params": params, "batch_stats": stats}
+        variables = {"params": run.states.params, "batch_stats": stats}
         return np.asarray(running_accuracy(model, variables, *data.test))
 
     yield from per_seed(step, RECALIBRATED, {"test_accuracy": accurate(now)})
     for i, p in enumerate(settings.weights):
-        found = {
-            "test_accuracy": accurate(jax.tree.map(lambda v, i=i: v[:, i], run.averages)),
-            "lag": _root_mean_square(lag[:, i]),
-            "noise": _root_mean_square(error[:, i] - lag[:, i]),
-            "error": _root_mean_square(error[:, i]),
-        }
-        yield from per_seed(step, with_weight(p), found)
+        accuracy = accurate(jax.tree.map(lambda v, i=i: v[:, i], run.averages))
+        found = {name: np.sqrt(np.mean(part[:, i] ** 2, -1)) for name, part in parts.items()}
+        yield from per_seed(step, with_weight(p), {"test_accuracy": accuracy} | found)
 
 
 _moments_of_seeds = jax.jit(jax.vmap(moments, (None, 0, None)), static_argnums=0)
@@ -250,32 +200,38 @@ def _distances(averages: Any, exact: Any) -> np.ndarray:
     return np.asarray(jnp.concatenate(parts, -1))
 
 
-def _root_mean_square(values: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.mean(values**2, -1))
-
-
 def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     """The rows of the closing table."""
     exact = final(records, RECALIBRATED, "test_accuracy")
     accuracy = {p: final(records, with_weight(p), "test_accuracy") for p in JUDGED}
-    found = ", ".join(f"{values.mean():.1%} at {p:g}" for p, values in accuracy.items())
-    last = "mean of the last tenth of training"
+    early = {p: first(records, with_weight(p), "test_accuracy") for p in JUDGED}
+    step, end = settings.eval_every, "mean of the last tenth of training"
     return [
         claim(
             "p hardly matters",
-            "a rough estimate will do, whichever way mean and variance are averaged",
+            '"any reasonable way to estimate the mean and variance of your hidden unit values Z '
+            'should work fine"',
             "Ng",
             *(
-                Test(f"test accuracy, p = {p:g} - recalibrated, {last}", a - exact, within=MARGIN)
+                Test(f"test accuracy, p = {p:g} - recalibrated, {end}", a - exact, within=MARGIN)
                 for p, a in accuracy.items()
             ),
-            found=f"test accuracy {found}; {exact.mean():.1%} recalibrated; differences",
+            found=f"test accuracy {_by_weight(accuracy, exact, '.1%')}; differences",
         ),
         _larger_error(records, "large p: outdated", "with a large weight, outdated", 0.999),
         _larger_error(records, "small p: noisy", "with a small one, not of the population", 0.5),
-        *_identities(records, settings),
-        _early(records, settings),
+        *_identities(records),
+        control(
+            "early on",
+            f"test accuracy after {step} steps, where a large p still holds the start",
+            _by_weight(early, first(records, RECALIBRATED, "test_accuracy"), ".0%"),
+        ),
     ]
+
+
+def _by_weight(accuracy: dict[float, np.ndarray], exact: np.ndarray, form: str) -> str:
+    each = ", ".join(f"{values.mean():{form}} at {p:g}" for p, values in accuracy.items())
+    return f"{each}; {exact.mean():{form}} recalibrated"
 
 
 def _larger_error(records: Sequence[Record], short: str, said: str, p: float) -> Row:
@@ -289,25 +245,24 @@ def _larger_error(records: Sequence[Record], short: str, said: str, p: float) ->
     return claim(short, said, source, Test(of, ratios, TIMES), found=found)
 
 
-def _identities(records: Sequence[Record], settings: Settings) -> list[Row]:
-    steps, mean, var = _layer(records, PYTORCH)
-    expected = expected_averages(steps, PYTORCH)
-    off = max(np.abs(np.stack([mean, var]) - expected[:, None]).max(), 0.0)
-    _, mean_flax, var_flax = _layer(records, FLAX)
-    ratio = series(records, SAMPLE, "ratio")[1][:, -1]
+def _identities(records: Sequence[Record]) -> list[Row]:
+    steps, found = layer(records, PYTORCH)
+    off = np.abs(found - expected_averages(steps, PYTORCH)[:, None]).max()
+    means, of_flax = found.mean(1), layer(records, FLAX)[1].mean(1)
+    ratio = last(records, SAMPLE, "ratio")
     return [
         identity(
             "layer(x): a tenth",
             "uniform numbers have mean 1/2 and variance 1/12; of one batch the averages hold 1 - p",
-            f"after one batch {mean[:, 0].mean():.4f} and {var[:, 0].mean():.4f} "
+            f"after one batch {means[0, 0]:.4f} and {means[1, 0]:.4f} "
             f"(start 0 and 1, p = {PYTORCH}), never more than {off:.0e} from the formula",
             "Long",
         ),
         identity(
             f"after {steps[-1]} batches",
             "p to the power of the number of batches is what is left of the start",
-            f"{mean[:, -1].mean():.3f} and {var[:, -1].mean():.4f} at p = {PYTORCH}, "
-            f"{mean_flax[:, -1].mean():.3f} and {var_flax[:, -1].mean():.4f} at {FLAX}",
+            f"{means[0, -1]:.3f} and {means[1, -1]:.4f} at p = {PYTORCH}, "
+            f"{of_flax[0, -1]:.3f} and {of_flax[1, -1]:.4f} at {FLAX}",
         ),
         identity(
             "PyTorch's variance",
@@ -316,27 +271,6 @@ def _identities(records: Sequence[Record], settings: Settings) -> list[Row]:
             f"{ratio.mean():.4f} times as much is stored with ddof=1",
         ),
     ]
-
-
-def _layer(records: Sequence[Record], p: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    name = f"{LAYER}, {with_weight(p)}"
-    steps, mean = series(records, name, "mean")
-    return steps, mean, series(records, name, "var")[1]
-
-
-def expected_averages(batches: np.ndarray, p: float) -> np.ndarray:
-    """Of Long's layer, (2, batches): the start, and what `batches` of uniform numbers leave."""
-    left = p**batches
-    return np.stack([(1 - left) / 2, left + (1 - left) / 12])
-
-
-def _early(records: Sequence[Record], settings: Settings) -> Row:
-    step = settings.eval_every
-    accuracy = {p: series(records, with_weight(p), "test_accuracy")[1][:, 0] for p in JUDGED}
-    words = ", ".join(f"{values.mean():.0%} at {p:g}" for p, values in accuracy.items())
-    exact = series(records, RECALIBRATED, "test_accuracy")[1][:, 0]
-    what = f"test accuracy after {step} steps, where a large p still holds the start"
-    return control("early on", what, f"{words}; {exact.mean():.0%} recalibrated")
 
 
 def draw(records: Sequence[Record], settings: Settings) -> Figure:
@@ -367,9 +301,8 @@ def _draw_errors(ax: Axes, records: Sequence[Record], settings: Settings) -> Non
     for name, color, style, marker in (("lag", ORANGE, "--", "s"), ("noise", BLUE, "-", "o")):
         values = [final(records, with_weight(p), name) for p in settings.weights]
         draw_band(ax, memory, np.stack(values, 1), color, name, style, marker)
-    ax.set_xscale("log")
+    log_axis(ax, (2, 10, 100, 1000))
     ax.set_yscale("log")
-    set_ticks(ax.xaxis, FixedLocator([2, 10, 100, 1000]), "{x:,.0f}")
     ax.set_xlabel("1 / (1 - p), in steps")
     ax.set_ylabel("error of the means (std)")
     ax.legend(loc="upper center", **OPAQUE)
@@ -379,9 +312,8 @@ def _draw_errors(ax: Axes, records: Sequence[Record], settings: Settings) -> Non
 def _draw_layer(ax: Axes, records: Sequence[Record]) -> None:
     for p in (PYTORCH, FLAX):
         color, style = LOOKS[p]
-        steps, mean, var = _layer(records, p)
-        ax.plot(steps, mean.mean(0), color=color, linestyle=style, linewidth=1.8)
-        ax.plot(steps, var.mean(0), color=color, linestyle=style, linewidth=1.8)
+        steps, found = layer(records, p)
+        ax.plot(steps, found.mean(1).T, color=color, linestyle=style, linewidth=1.8)
     for truth, words, side in ((1 / 2, "mean", "bottom"), (1 / 12, "variance", "top")):
         ax.axhline(truth, color=GREY, linewidth=0.9, linestyle=":")
         ax.text(steps[-1], truth, f"true {words}", color=GREY, fontsize=9, ha="right", va=side)

@@ -7,7 +7,7 @@ trained by gradient descent from the usual weights and from smaller and larger o
 without weight decay of what stands before batch norm:
 
 * A gradient at right angles to the weights makes them longer with every step, so their direction
-  turns less and less: by `effective rate = rate / |w|^2` for a unit's weights w. Too large a rate
+  turns less and less: by ``effective rate = rate / |w|^2`` for a unit's weights w. Too large a rate
   tunes itself down (Arora et al. 2019).
 * Weight decay does not make the function any simpler, it makes w shorter and the effective rate
   larger (van Laarhoven 2017; Hoffer et al. 2018). Where growth and decay meet, with gradients g::
@@ -16,8 +16,8 @@ without weight decay of what stands before batch norm:
 
   no matter what is learned, nor where the weights started.
 
-Sizes are root mean squares over the units of all hidden layers; the angle, rate |g| / |w|, is that
-of the mini-batches of some hundred steps.
+Sizes are root mean squares over the units of all hidden layers; the angle, ``rate |g| / |w|``, is
+that of the mini-batches of some hundred steps.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,9 +36,10 @@ from matplotlib.ticker import FixedLocator, LogLocator
 
 from bnjax.training import TrainState
 from experiments.common.data import Dataset
-from experiments.common.loop import Examples, Metrics, first_states
-from experiments.common.metrics import evaluate, gradient
-from experiments.common.models import ACTIVATIONS, MLP
+from experiments.common.histories import first, last
+from experiments.common.loop import Examples, Metrics, first_states, variables_of
+from experiments.common.metrics import evaluate, gradient, in_training
+from experiments.common.models import MLP
 from experiments.common.plots import (
     BLUE,
     GREEN,
@@ -51,6 +52,7 @@ from experiments.common.plots import (
     set_ticks,
     stretch_steps,
 )
+from experiments.common.rates import with_options
 from experiments.common.records import Record, per_seed, series
 from experiments.common.settings import Settings
 from experiments.common.trials import Trial, once, training
@@ -60,6 +62,7 @@ MEMORY = 0.99  # of the mean over steps of the angle's square
 SAME_SIZE, SAME_ANGLE = np.log(1.1), np.log(1.2)  # margins, of the size and of the angle
 FACTOR = 10.0  # of the two identities
 ARITHMETIC = "arithmetic"
+SOURCE = "Ioffe & Szegedy 2015, section 3.3"
 LINES = ("--", "-", "-.")
 
 
@@ -94,25 +97,15 @@ class Angles(NamedTuple):
 def trials(settings: InvarianceSettings, data: Dataset) -> list[Trial]:
     """The two identities, and a trial a start and decay."""
     he = (2 / settings.hidden[0]) ** 0.5
-    relu = ACTIVATIONS["ReLU"]
-    model = MLP(settings.hidden, batch_norm=True, activation=relu, init_std=he)
+    model = MLP(settings.hidden, batch_norm=True, activation=nn.relu, init_std=he)
     pairs = [(start, decay) for decay in (0.0, settings.decay) for start in settings.starts]
     pairs += [(1.0, decay) for decay in settings.decays if decay != settings.decay]
-    return [
-        once(ARITHMETIC, partial(_arithmetic, model, settings, data)),
-        *(
-            training(
-                name(start, decay),
-                model,
-                OPTIMIZER,
-                data,
-                settings,
-                evaluate=sizes,
-                prepare=partial(prepare, start, settings.learning_rate, decay),
-            )
-            for start, decay in pairs
-        ),
-    ]
+    made = [once(ARITHMETIC, partial(_arithmetic, model, settings, data))]
+    for start, decay in pairs:
+        first_state = partial(prepare, start, settings.learning_rate, decay)
+        options = {"evaluate": sizes, "prepare": first_state}
+        made.append(training(name(start, decay), model, OPTIMIZER, data, settings, **options))
+    return made
 
 
 def name(start: float, decay: float) -> str:
@@ -163,32 +156,21 @@ OPTIMIZER = _decaying(learning_rate=0.0, weight_decay=0.0)  # one object, one co
 
 def prepare(start: float, rate: float, decay: float, states: TrainState) -> TrainState:
     """Multiplies the weights before batch norm by `start`, and sets rate and decay."""
-    larger = {k: v | {"kernel": start * v["kernel"]} for k, v in _hidden(states.params).items()}
-    given = {"learning_rate": rate, "weight_decay": decay}
-    full = {k: jnp.full(states.step.shape, v, jnp.float32) for k, v in given.items()}
-    opt_state = optax.tree.set(states.opt_state, **full)
-    return states.replace(params={**states.params, **larger}, opt_state=opt_state)
-
-
-def _hidden(params: Any) -> Any:
-    return {key: params[key] for key in hidden_kernels(params)}
+    kernels = hidden_kernels(states.params)
+    larger = {k: states.params[k] | {"kernel": start * v} for k, v in kernels.items()}
+    states = states.replace(params={**states.params, **larger})
+    return with_options(states, learning_rate=rate, weight_decay=decay)
 
 
 def sizes(state: TrainState, test: Examples, *, model: nn.Module) -> Metrics:
     """Test metrics, and over all hidden units the size, and gradient over size."""
     columns = [jnp.sum(kernel**2, 0) for kernel in hidden_kernels(state.params).values()]
-    leaves = jax.tree.leaves(state.opt_state, is_leaf=_are_angles)
-    (found,) = filter(_are_angles, leaves)
-    turned = jnp.concatenate(list(found.squares.values()))
+    turned = jnp.concatenate(list(optax.tree.get(state.opt_state, "squares").values()))
     unbiased = 1 - MEMORY ** jnp.maximum(state.step, 1)
     return evaluate(state, test, model=model) | {
         "size": jnp.sqrt(jnp.mean(jnp.concatenate(columns))),
         "gradient_to_size": jnp.sqrt(jnp.mean(turned) / unbiased),
     }
-
-
-def _are_angles(node: Any) -> bool:
-    return isinstance(node, Angles)
 
 
 def _arithmetic(model: nn.Module, settings: InvarianceSettings, data: Dataset) -> Iterator[Record]:
@@ -198,9 +180,8 @@ def _arithmetic(model: nn.Module, settings: InvarianceSettings, data: Dataset) -
     @jax.jit
     @jax.vmap
     def both(state: TrainState) -> tuple[Any, Any]:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        applied: Any = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return applied[0], hidden_kernels(gradient(state, (images, labels), model=model))
+        logits, _ = in_training(model, variables_of(state), images)
+        return logits, hidden_kernels(gradient(state, (images, labels), model=model))
 
     states = first_states(model, OPTIMIZER, settings.seeds, images.shape[1])
     outputs, gradients = both(states)
@@ -223,14 +204,9 @@ def relative_error(right: Any, other: Any) -> np.ndarray:
     return np.sqrt(squares(jax.tree.map(jnp.subtract, right, other)) / squares(right))
 
 
-def size(records: Sequence[Record], start: float, decay: float) -> np.ndarray:
-    """Of the weights at all evaluations, (seeds, evaluations)."""
-    return series(records, name(start, decay), "size")[1]
-
-
 def angle(records: Sequence[Record], settings: InvarianceSettings, decay: float) -> np.ndarray:
     """By how much a step turns the weights at the end of training, (seeds,)."""
-    turned = series(records, name(1.0, decay), "gradient_to_size")[1][:, -1]
+    turned = last(records, name(1.0, decay), "gradient_to_size")
     return settings.learning_rate * turned
 
 
@@ -238,21 +214,24 @@ def judge(records: Sequence[Record], settings: InvarianceSettings) -> list[Row]:
     """The rows of the closing table."""
     decay, rate = settings.decay, settings.learning_rate
     small, large = settings.starts[0], settings.starts[-1]
-    free = {start: np.log(size(records, start, 0.0)) for start in settings.starts}
-    held = {start: np.log(size(records, start, decay)) for start in settings.starts}
-    apart = {key: (runs[large] - runs[small])[:, -1] for key, runs in ((0, free), (1, held))}
-    shrunk = 2 * (free[1.0] - held[1.0])[:, -1]
+    free, held = (
+        {start: np.log(last(records, name(start, d), "size")) for start in settings.starts}
+        for d in (0.0, decay)
+    )
+    free_apart, held_apart = (runs[large] - runs[small] for runs in (free, held))
+    effective = {d: rate * np.exp(-2 * runs[1.0].mean()) for d, runs in ((decay, held), (0, free))}
     with np.errstate(divide="ignore", invalid="ignore"):
         turned = np.log(angle(records, settings, decay) / (2 * rate * decay) ** 0.5)
+    shrunk = 2 * (free[1.0] - held[1.0])
     return [
         claim(
             "decay sets the rate",
-            "regularization has an influence on the scale of weights, and thereby on the effective "
-            "learning rate",
+            '"regularization has an influence on the scale of weights, and thereby on the '
+            'effective learning rate"',
             "van Laarhoven 2017, abstract; Hoffer et al. 2018",
             Test(f"log of the last effective rate, decay {decay:g} / none", shrunk, TIMES),
-            found=f"rate / |w|² at the end: {_effective(held[1.0], rate):.2g} with decay, "
-            f"{_effective(free[1.0], rate):.2g} without",
+            found=f"rate / |w|² at the end: {effective[decay]:.2g} with decay, "
+            f"{effective[0]:.2g} without",
         ),
         claim(
             "equilibrium",
@@ -260,7 +239,7 @@ def judge(records: Sequence[Record], settings: InvarianceSettings) -> list[Row]:
             "van Laarhoven 2017; Hoffer et al. 2018",
             Test(
                 f"log of the last size of weights, from × {large:g} / from × {small:g}",
-                apart[1],
+                held_apart,
                 TIMES,
                 within=float(SAME_SIZE),
             ),
@@ -271,17 +250,17 @@ def judge(records: Sequence[Record], settings: InvarianceSettings) -> list[Row]:
                 within=float(SAME_ANGLE),
             ),
             found=f"{large / small:.3g} times apart at the start, at the end "
-            f"{np.exp(apart[0].mean()):.2f} times without decay and with it (then the angle, "
+            f"{np.exp(free_apart.mean()):.2f} times without decay and with it (then the angle, "
             "beside theory)",
         ),
         claim(
             "growth steadies itself",
-            "larger weights lead to smaller gradients, and batch norm will stabilize the parameter "
-            "growth",
-            "Ioffe & Szegedy 2015, section 3.3; Arora et al. 2019",
+            '"larger weights lead to smaller gradients, and Batch Normalization will stabilize '
+            'the parameter growth"',
+            f"{SOURCE}; Arora et al. 2019",
             Test(
                 f"log of sizes from × {large:g} / from × {small:g}, start / end, no decay",
-                np.log(large / small) - apart[0],
+                np.log(large / small) - free_apart,
                 TIMES,
             ),
             found="nearer to each other",
@@ -290,32 +269,18 @@ def judge(records: Sequence[Record], settings: InvarianceSettings) -> list[Row]:
     ]
 
 
-def _effective(log_sizes: np.ndarray, rate: float) -> float:
-    return float(rate * np.exp(-2 * log_sizes[:, -1].mean()))
-
-
 def _identities(records: Sequence[Record]) -> list[Row]:
-    errors = {
-        metric: series(records, ARITHMETIC, metric)[1][:, 0]
-        for metric in ("output_error", "gradient_error")
+    said = {
+        f"f({FACTOR:g}W) = f(W)": "the output does not change with the size of the weights",
+        f"gradient / {FACTOR:g}": "the gradient is as many times smaller as weights are larger",
     }
-    where = "Ioffe & Szegedy 2015, section 3.3"
-    return [
-        identity(
-            f"f({FACTOR:g}W) = f(W)",
-            "the output does not change with the size of the weights, but for epsilon",
-            f"relative difference {errors['output_error'].mean():.1e}",
-            where,
-            {"relative difference": errors["output_error"].tolist()},
-        ),
-        identity(
-            f"gradient / {FACTOR:g}",
-            "the gradient is as many times smaller as weights are larger, but for epsilon",
-            f"relative difference {errors['gradient_error'].mean():.1e}",
-            where,
-            {"relative difference": errors["gradient_error"].tolist()},
-        ),
-    ]
+    rows = []
+    for (short, what), part in zip(said.items(), ("output", "gradient"), strict=True):
+        error = first(records, ARITHMETIC, f"{part}_error")
+        found = f"relative difference {error.mean():.1e}"
+        numbers = {"relative difference": error.tolist()}
+        rows.append(identity(short, f"{what}, but for epsilon", found, SOURCE, numbers))
+    return rows
 
 
 def draw(records: Sequence[Record], settings: InvarianceSettings) -> Figure:

@@ -154,7 +154,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     return [
         claim(
             "trains more smoothly",
-            "training progresses more smoothly",
+            'it "can increase training stability": training progresses more smoothly',
             "Raschka",
             *(
                 Test(
@@ -199,7 +199,8 @@ def _robust(records: Sequence[Record], names: dict[str, str]) -> Row:
     sizes = f"mean over noise of {', '.join(f'{s:g}' for s in SIZES)} times the weights"
     return claim(
         "robust to earlier layers",
-        "makes weights more robust to changes in earlier layers",
+        'later weights are "more robust to changes to weights in earlier layers of the neural '
+        'network"',
         "Ng",
         Test(
             f"log of the relative change of the last hidden layer, without / with batch norm, "

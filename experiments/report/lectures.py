@@ -9,11 +9,11 @@ from experiments.report.collect import Result
 
 HEAD = """# What the lectures say, and what was found
 
-Every sentence of the lectures that claims something, in the lecture's own order; the row of the
-experiment that tests it (`python -m experiments run NAME`, [pictures and numbers](README.md)); and
-the verdict, on the embedded digits and where there is one on larger data. A *control* or *identity*
-has none: nobody claims the first, and arithmetic decides the second. Written by `python -m
-experiments report --gallery`.
+Every sentence of the lectures that claims something, in short and in the lecture's own order; the
+row of the experiment that tests it (`python -m experiments run NAME`, [pictures and
+numbers](README.md)); and the verdict, on the embedded digits and where there is one on larger data.
+A *control* or *identity* has none: nobody claims the first, and arithmetic decides the second.
+Written by `python -m experiments report --gallery`.
 """
 
 

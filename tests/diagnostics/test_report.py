@@ -269,6 +269,8 @@ def test_the_text_says_each_check_once_and_errors_first():
     ("options", "message"),
     [
         ({"variables": {"params": {"d": {"kernel": np.ones(2)}}}}, "no running statistics"),
+        ({"variables": {"params": {}}}, r"If bnjax\.surgery\.fold took the norms away"),
+        ({"variables": jax.eval_shape(layer)}, "no values at .*batch_stats/bn/mean.*only shapes"),
         ({"variables": layer(count=np.zeros(3))}, r"bn/count has shape \(3,\)"),
         ({"variables": layer(), "history": [layer()]}, "at least 2 snapshots, *|got 1"),
         ({"variables": layer(), "history": [{}, {}]}, r"history\[0\] lacks layers.*bn"),

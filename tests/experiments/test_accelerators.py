@@ -90,6 +90,20 @@ def test_a_known_program():
     assert run.usual == run.outside and run.worst == run.outside.plus(run.heavy)
 
 
+def test_a_loop_whose_turns_are_not_told_counts_up_to_its_limit():
+    told = ', backend_config={"known_trip_count":{"n":"3"}}'
+    condition = """
+%cond (i: s32[]) -> pred[] {
+  %i = s32[] parameter(0)
+  %limit = s32[] constant(3)
+  ROOT %more = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY"""
+    untold = KNOWN_PROGRAM.replace(told, "").replace("ENTRY", condition.lstrip())
+    assert untold != KNOWN_PROGRAM and count(untold) == count(KNOWN_PROGRAM)
+
+
 def test_the_other_way_to_write_a_branch():
     branches = "branch_computations={%keep, %again}"
     other = "true_computation=%again, false_computation=%keep"
@@ -108,6 +122,47 @@ def test_a_compiled_program():
     assert 3 * x.nbytes < run.heavy.bytes < 4 * x.nbytes  # x is summed first
     numbers = run.outside.bytes - (3 + 5 * 2) * x.nbytes  # a product, and five turns
     assert 0 < numbers < 200
+
+
+UPDATES = """
+HloModule jit_f, is_scheduled=true
+
+%both (p0: f32[8,4], p1: f32[4], p2: s32[]) -> (f32[8,4], f32[4]) {
+  %p0 = f32[8,4]{1,0} parameter(0)
+  %p1 = f32[4]{0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %row = f32[1,4]{1,0} bitcast(%p1)
+  %new = f32[8,4]{1,0} dynamic-update-slice(%p0, %row, %p2, %p2)
+  %n = f32[4]{0} negate(%p1)
+  ROOT %t = (f32[8,4]{1,0}, f32[4]{0}) tuple(%new, %n)
+}
+
+ENTRY %main (x: f32[8,4], v: f32[4], i: s32[], two: f32[2,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %v = f32[4]{0} parameter(1)
+  %i = s32[] parameter(2)
+  %two = f32[2,4]{1,0} parameter(3)
+  %fused = (f32[8,4]{1,0}, f32[4]{0}) fusion(%x, %v, %i), kind=kLoop, calls=%both
+  %first = f32[8,4]{1,0} get-tuple-element(%fused), index=0
+  ROOT %second = f32[8,4]{1,0} dynamic-update-slice(%first, %two, %i, %i)
+}
+"""
+
+
+def test_of_an_array_that_is_updated_in_its_place_only_the_part_moves():
+    read, written, index = 16, 16 + 16, 4
+    assert count(UPDATES).outside.bytes == read + written + index + 2 * 32
+
+
+@pytest.mark.compiled("as users do")
+def test_a_loop_that_stacks():
+    def f(x):
+        return jax.lax.scan(lambda c, _: (c * 2, c), x, length=5)
+
+    x = jnp.ones((64, 32))
+    moved = count(jax.jit(f).lower(x).compile().as_text()).outside.bytes / x.nbytes
+    a_turn = 2 + 2 + 2  # a copy, the product, and one of the stack
+    assert 5 * (2 + 2) < moved < 5 * a_turn + 10
 
 
 def test_what_a_compiler_says_holds_the_heavy_branch():

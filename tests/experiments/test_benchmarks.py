@@ -13,6 +13,7 @@ import pytest
 from experiments.benchmarks import (
     BENCHMARKS,
     contestants,
+    cuts,
     devices,
     figure,
     floor,
@@ -66,6 +67,7 @@ SMALL = {
     "norms": Settings(((5, 7, 32), (3, 4, 4, 32)), rounds=2),
     "guard": Settings(((16,),), rounds=12),
     "accelerators": Settings(((8, 3),)),
+    "checkpoint": Settings(((2, 4, 4, 3),)),
     "steps": Settings(((2, 4, 32),), rounds=2),
 }
 HERE = targets.H100._replace(plugins=("jax",), find=lambda n: jax.devices()[:n], options=None)
@@ -97,6 +99,10 @@ FEWER = {  # parts of a benchmark left out here, for they take long
     },
     "guard": {"NETWORKS": guard.NETWORKS[:1], "MOMENTA": (0.9,)},
     "accelerators": {"TARGETS": (HERE,), "works": few_works},
+    "checkpoint": {
+        "TARGETS": (HERE,),
+        "works": lambda shape: cuts.works_of(cuts.SCAN, shape),
+    },
     "steps": {"at_hand": lambda: True, "trained": a_step},
 }
 # Exact: what they claim holds at any size and on any machine.
@@ -189,7 +195,7 @@ def test_claims_are_about_float32(monkeypatch):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["nope"], "'nope' is not one of accelerators, steps"),
+        (["nope"], "'nope' is not one of accelerators, checkpoint"),
         (["accuracy", "--rounds", "3"], "--rounds means nothing to benchmark accuracy"),
         (["network", "--axis", "first"], "--axis means nothing to benchmark network"),
         (["layer", "--rounds", "1"], "'1' is not a whole number from 2"),

@@ -9,9 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from experiments.cli import main
 from experiments.common.contents import settings_of
+from experiments.common.plots import MARGIN_INCHES, NARROW_INCHES
 from experiments.common.records import read_records
 from experiments.common.results import RECORDS
 from experiments.common.verdicts import FAILS, IN_PART, UNDECIDED, VERDICTS
@@ -95,6 +97,15 @@ def test_the_page_holds_everything_and_loads_nothing(runs, capsys):
     assert "Compare 2 runs" in words
 
 
+def test_runs_are_compared_row_by_row_even_where_two_rows_say_the_same(runs):
+    for path in runs.rglob("summary.json"):
+        content = json.loads(path.read_text())
+        content["claims"][3]["claim"] = content["claims"][2]["claim"]
+        path.write_text(json.dumps(content))
+    compared = page(collect([runs])).partition('class="compare"')[2].partition("</details>")[0]
+    assert compared.count("<tr>") == 1 + 4  # the head, and every row
+
+
 def test_the_command_makes_the_result_again(runs):
     one, two = collect([runs])
     assert one.command == "python -m experiments run convergence"
@@ -148,13 +159,20 @@ def test_every_experiment_is_published_with_its_records_and_its_own_settings():
         records = read_records(result.folder / RECORDS)
         settings = settings_of(result.folder, result.experiment, result.config)
         rows = judge(result.experiment, records, settings)
-        shown = [{k: row.as_json()[k] for k in ("short", "verdict")} for row in rows]
-        assert shown == [
-            {k: row[k] for k in ("short", "verdict")} for row in result.summary["claims"]
-        ]
+        words = ("short", "claim", "source", "verdict")  # numbers may round otherwise elsewhere
+        shown = [{k: row.as_json()[k] for k in words} for row in rows]
+        assert shown == [{k: row[k] for k in words} for row in result.summary["claims"]]
         preset = result.experiment.module.PRESETS[result.config["preset"]]
         settings = json.loads(json.dumps(dataclasses.asdict(preset)))  # tuples become lists
         assert result.config["settings"] | {"data_note": ""} == settings, result.folder
+
+
+@pytest.mark.parametrize("result", collect([COMMITTED]), ids=lambda r: r.folder.name)
+def test_no_text_sticks_out_of_a_picture(result):
+    """It would make the picture wider, and all text in it smaller where it is shown."""
+    with Image.open(result.picture) as picture:
+        inches = picture.width / picture.info["dpi"][0]
+    assert inches <= NARROW_INCHES + 2 * MARGIN_INCHES
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")

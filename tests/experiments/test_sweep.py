@@ -6,14 +6,14 @@ import numpy as np
 
 from bnjax.training import TrainState
 from experiments.common.histories import log_speed_up
-from experiments.common.rates import SGD, at_rate
+from experiments.common.rates import SGD, set_rate
 
 
 def test_at_rate_sets_the_rate_of_every_seed():
     def create(params):
         return TrainState.create(params=params, batch_stats={}, tx=SGD)
 
-    states = at_rate(0.25)(jax.vmap(create)({"w": jnp.ones((3, 2))}))  # three seeds
+    states = set_rate(0.25)(jax.vmap(create)({"w": jnp.ones((3, 2))}))  # three seeds
     moved = jax.vmap(lambda s: s.apply_gradients({"w": jnp.ones(2)}, {}))(states)
     np.testing.assert_allclose(moved.params["w"], 0.75)
 

@@ -9,6 +9,7 @@ from flax import nnx
 import bnjax.linen
 import bnjax.nnx
 from bnjax.interop import batch_norm_options, check_batch_norms
+from bnjax.surgery import fold
 
 X = jax.ShapeDtypeStruct((2, 3), jnp.float32)
 OPTIONS = {"momentum": 0.9, "epsilon": 1e-3, "ddof": 0, "use_scale": True, "use_bias": True}
@@ -77,8 +78,54 @@ def test_decays_are_compared_as_numbers():
         check_batch_norms(cumulative, {"": {"momentum": 0.1}})
 
 
+class Foldable(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for i in range(2):
+            x = bnjax.linen.BatchNorm(True, name=f"bn{i}")(nn.Dense(3, name=f"fc{i}")(x))
+        return x
+
+
+class NnxFoldable(nnx.Module):
+    def __init__(self):
+        for i in range(2):
+            setattr(self, f"fc{i}", nnx.Linear(3, 3, rngs=nnx.Rngs(0)))
+            norm = bnjax.nnx.BatchNorm(3, use_running_average=True, rngs=nnx.Rngs(0))
+            setattr(self, f"bn{i}", norm)
+
+    def __call__(self, x):
+        return self.bn1(self.fc1(self.bn0(self.fc0(x))))
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_norms_that_were_folded_are_told_from_those_that_never_were(kind):
+    x, options = jnp.ones((2, 3)), {"epsilon": 1e-5}
+    if kind == "linen":
+        model = Foldable()
+        variables = model.init(jax.random.key(0), x)
+        checked, args = fold(model, variables, x, layers="bn0").model, (x,)
+    else:
+        folded = fold(*nnx.split(NnxFoldable()), x, layers="bn0")
+        checked, args = nnx.merge(folded.model, folded.variables), ()
+    check_batch_norms(checked, {"bn1": options}, *args)
+    with pytest.raises(ValueError, match="not as options say") as error:
+        check_batch_norms(checked, {"bn0": options, "bn1": options, "bn2": options}, *args)
+    bn0, bn2, _ = str(error.value).splitlines()[1:]
+    assert bn0.startswith("  bn0: is folded into its neighbour") and "before" in bn0
+    assert bn2 == "  bn2: there is no such layer"
+
+
+def test_what_a_linen_module_is_traced_with_is_asked_for():
+    with pytest.raises(TypeError, match=r"needs what model\.init takes .*argument: 'x'"):
+        check_batch_norms(Foldable(), {})
+    with pytest.raises(TypeError, match=r"^Foldable"):
+        check_batch_norms(Foldable(), {}, X, train=True)
+
+
 def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match=r"got GraphDef\. Merge it: nnx\.merge"):
+        check_batch_norms(nnx.split(NnxFoldable())[0], {})
     with pytest.raises(TypeError, match="model must be an nnx or a linen Module, got dict"):
         check_batch_norms({}, {})
-    with pytest.raises(TypeError, match=r"must be a torch.nn.Module or a keras.Model, got dict"):
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Module, .* equinox.Module, got dict"):
         batch_norm_options({})

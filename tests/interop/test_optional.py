@@ -7,7 +7,10 @@ import pytest
 
 from bnjax.interop import load_torch
 
-FOREIGN = ("torch", "keras", "haiku", "onnx", "onnxruntime", "safetensors", "orbax.checkpoint")
+FOREIGN = (
+    *("torch", "keras", "haiku", "equinox", "onnx", "onnxruntime", "safetensors"),
+    "orbax.checkpoint",
+)
 
 
 def test_importing_needs_no_foreign_library():

@@ -263,6 +263,58 @@ def test_a_left_out_leaf_of_an_abstract_nnx_state_must_have_a_value():
         from_torch({"weight": np.ones((3, 2))}, state, ignore="bias")
 
 
+def test_leaves_that_are_carried_along_must_have_values():
+    # A model of jax.eval_shape has no random streams either: it fails in its first dropout.
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.fc, self.drop = nnx.Linear(2, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    abstract = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
+    source = {"fc.weight": np.ones((3, 2)), "fc.bias": np.ones(3)}
+    with pytest.raises(ValueError, match=r"RngCount/drop/.*may be without RngCount, RngKey\)"):
+        from_torch(source, nnx.state(abstract))
+    new = from_torch(source, nnx.state(abstract, nnx.Param))
+    np.testing.assert_array_equal(new["fc"]["kernel"][...], 1)
+    from_torch(source, nnx.state(Net(nnx.Rngs(0))))
+
+
+def test_the_head_for_other_classes_is_left_out_as_the_error_says():
+    rng = np.random.default_rng(26)
+    source = {"body.weight": draw(rng, 3, 2), "fc.1.weight": draw(rng, 9, 3), "fc2": np.ones(1)}
+    variables = {
+        "params": {
+            "body": {"kernel": np.zeros((2, 3))},
+            "fc": {"1": {"kernel": np.full((3, 5), 7.0)}},
+            "fc2": np.zeros(1),
+        }
+    }
+    with pytest.raises(ValueError, match="layer that is to be new") as error:
+        from_torch(source, variables)
+    pattern = str(error.value).rpartition("ignore=r'")[2].removesuffix("'.")
+    new = from_torch(source, variables, ignore=pattern)["params"]
+    np.testing.assert_array_equal(new["fc"]["1"]["kernel"], 7)
+    np.testing.assert_array_equal(new["body"]["kernel"], source["body.weight"].T)
+    np.testing.assert_array_equal(new["fc2"], 1)
+
+
+def test_shapes_that_differ_throughout_are_no_new_heads():
+    source = {f"{i}.weight": np.ones((3, 2)) for i in range(4)}
+    leaves = [("params", str(i), "kernel", (2, 4)) for i in range(4)]
+    with pytest.raises(ValueError, match=r"shapes that differ") as error:
+        from_torch(source, template(*leaves))
+    assert "new" not in str(error.value)
+
+
+def test_collections_that_were_not_passed_are_named_once():
+    source = batch_norm(np.random.default_rng(27), "bn", 3)
+    params = {"bn": {"scale": np.ones(3), "bias": np.ones(3)}}
+    with pytest.raises(ValueError, match=r"lack: batch_stats \(for 2 names of torch\)") as error:
+        from_torch(source, {"params": params})
+    assert "running_mean" not in str(error.value)
+    with pytest.raises(TypeError, match=r"by collection .*got bn, fc at the top"):
+        from_torch(source, {**params, "fc": {"kernel": np.ones((2, 2))}})
+
+
 @pytest.mark.parametrize(
     "rename",
     [

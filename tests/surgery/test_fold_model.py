@@ -397,6 +397,15 @@ def test_shapes_suffice_to_find_pairs_and_to_fold():
     assert folded.difference is None and str(folded).endswith("outputs not compared")
 
 
+@pytest.mark.parametrize("surgery", [fold, drop_redundant_biases])
+def test_shapes_without_values_are_refused(surgery):
+    # From jax.eval_shape: all norms would be left alone, for a reason that is none.
+    model, variables = linen_network()
+    shapes = jax.eval_shape(lambda: variables)
+    with pytest.raises(ValueError, match=r"variables have no values at .* more, only shapes"):
+        surgery(model, shapes, X)
+
+
 def test_layers_are_chosen_by_path():
     model, variables = linen_network()
     assert [*fold(model, variables, X, layers="block2/bn[12]").changed] == [

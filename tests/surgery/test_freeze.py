@@ -353,6 +353,12 @@ def test_nnx_optimizer_with_the_mask():
     assert not moved(before, vars_of(model.norm0))
 
 
+@pytest.mark.parametrize("target", [{"params": {}}, nnx.Linear(1, 1, rngs=nnx.Rngs(0))])
+def test_what_has_no_batch_norm_any_more_has_nothing_to_freeze(target):
+    with pytest.raises(ValueError, match=r"no batch norm in the model.*bnjax\.surgery\.fold"):
+        freeze(target)
+
+
 @pytest.mark.parametrize("target", [linen_variables(), Nnx()], ids=["linen", "nnx"])
 def test_a_pattern_that_finds_nothing_is_refused(target):
     with pytest.raises(ValueError, match=r"layers='conv' is found in no layer.*norm0, norm1"):

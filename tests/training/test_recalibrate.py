@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 import bnjax.linen
 import bnjax.nnx
 from bnjax import _variables
-from bnjax.surgery import freeze
+from bnjax.surgery import fold, freeze
 from bnjax.training import adapt, recalibrate
 from bnjax.training._begin_update import closed, opened
 from tests._quick import FLAGS
@@ -293,6 +293,11 @@ def fully_adapted():
     return recalibrate(Net(), VARIABLES, [DATA])
 
 
+def folded():
+    outcome = fold(Net(), VARIABLES, DATA)
+    return outcome.model, outcome.variables
+
+
 BAD = np.where(np.arange(48)[:, None] == 3, np.float32(np.nan), DATA)
 
 
@@ -325,6 +330,27 @@ BAD = np.where(np.arange(48)[:, None] == 3, np.float32(np.nan), DATA)
             ValueError,
             r"no data reach norm0, norm1, norm2.*bnjax's BatchNorm",
         ),
+        (
+            lambda: recalibrate(*folded(), [DATA]),
+            ValueError,
+            r"no batch norm in the model.*bnjax\.surgery\.fold.*before",
+        ),
+        (
+            lambda: adapt(nn.Dense(2), nn.Dense(2).init(jax.random.key(0), DATA), [DATA]),
+            ValueError,
+            "no batch norm in the model",
+        ),
+        (
+            lambda: recalibrate(Net(), jax.eval_shape(Net().init, jax.random.key(0), DATA), [DATA]),
+            ValueError,
+            r"no values at batch_stats/norm0/mean, .* and 10 more, only shapes",
+        ),
+        (
+            lambda: recalibrate(Nnx(), nnx.state(Nnx()), [DATA]),
+            TypeError,
+            r"what nnx\.split\(model\) returns, got Nnx and State",
+        ),
+        (lambda: recalibrate(Net(), nnx.state(Nnx()), [DATA]), TypeError, "got Net and State"),
     ],
 )
 def test_what_cannot_be_recalibrated_is_said(call, error, words):

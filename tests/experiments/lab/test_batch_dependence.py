@@ -9,8 +9,9 @@ from bnjax.training import TrainState
 from experiments.common.models import MLP
 from experiments.common.settings import NORMALISED, PLAIN
 from experiments.common.verdicts import FAILS, HOLDS
-from experiments.lab import batch_dependence
-from experiments.lab.batch_dependence import CANDIDATES, SAME, SHUFFLED, SIZES
+from experiments.lab import _contrastive, batch_dependence
+from experiments.lab._contrastive import CANDIDATES, SAME, SHUFFLED
+from experiments.lab.batch_dependence import SIZES
 from tests.experiments.lab._made import judged, logged, seeds
 
 CHEATS = {"task_same": 0.9, "task_shuffled": 0.3, "class_accuracy": 0.6}
@@ -63,16 +64,16 @@ def test_variation_by_hand():
 def test_shuffled_parts_are_put_back_in_order(rng):
     """Whether parts are shuffled makes no difference where nothing hangs on the company."""
     images = jnp.asarray(rng.uniform(0, 1, (100, 12)), jnp.float32)
-    model = batch_dependence.Encoder((16,), 0.9)
+    model = _contrastive.Encoder((16,), 0.9)
     variables = dict(model.init(jax.random.key(0), images[:4], train=False))
     found = {}
     for shuffles in (False, True):
-        batch = batch_dependence._batch(jax.random.key(1), images, jnp.array(shuffles))
+        batch = _contrastive._batch(jax.random.key(1), images, jnp.array(shuffles))
         np.testing.assert_array_equal(np.sort(batch["order"]), np.arange(CANDIDATES))
         assert (batch["order"] != jnp.arange(CANDIDATES)).any() == shuffles
         for train in (False, True):
             params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
-            outcome = batch_dependence._similarities(model, params, rest, batch, train)
+            outcome = _contrastive._similarities(model, params, rest, batch, train)
             found[shuffles, train] = np.asarray(outcome[0])
     np.testing.assert_allclose(found[True, False], found[False, False], atol=1e-4)
     assert not np.allclose(found[True, True], found[False, True], atol=1e-2)
@@ -84,5 +85,5 @@ def test_the_nearest_mean(rng):
     others, truth = rng.standard_normal((40, 5)).astype(np.float32), rng.integers(0, 10, 40)
     nearest = ((others[:, None] - means) ** 2).sum(-1).argmin(1)
     arrays = map(jnp.asarray, (features, labels, others, truth))
-    found = batch_dependence.nearest_mean(*arrays)
+    found = _contrastive.nearest_mean(*arrays)
     np.testing.assert_allclose(found, (nearest == truth).mean(), rtol=1e-6)

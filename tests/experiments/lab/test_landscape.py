@@ -11,7 +11,7 @@ from experiments.common.settings import NORMALISED, PLAIN
 from experiments.common.sweep import at_rate
 from experiments.common.verdicts import FAILS, HOLDS, IN_PART
 from experiments.lab import _deep_linear, landscape
-from experiments.lab._explore import along_gradient, covariate_shift
+from experiments.lab._explore import along_gradient, covariate_shift, kernels, layers
 from experiments.lab.landscape import L1, LINEAR, LINF, NOISY, NORMS, Settings
 from tests.experiments.lab._made import judged
 from tests.experiments.lab._made import seeds as made_up
@@ -119,7 +119,7 @@ def test_covariate_shift_of_three_layers():
     params = {f"Dense_{i}": {"kernel": jnp.full((1, 1), w)} for i, w in enumerate(weights)}
     loss_and_grad = jax.value_and_grad(loss)
     around = (loss_and_grad, params, loss_and_grad(params)[1], jnp.asarray(rate))
-    found = covariate_shift(*around, landscape.layers(params), landscape.kernels)
+    found = covariate_shift(*around, layers(params), kernels)
 
     def gradient(w):
         return (w.prod() - 1) * w.prod() / w
@@ -134,9 +134,9 @@ def test_covariate_shift_of_three_layers():
 def test_a_norm_belongs_to_the_layer_it_follows():
     model = MLP((4,) * 11, batch_norm=True)
     params = model.init(jax.random.key(0), jnp.zeros((2, 4)), train=False)["params"]
-    of = landscape.layers(params)
+    of = layers(params)
     assert of["BatchNorm_10"]["scale"] == of["Dense_10"]["kernel"] == 10
-    assert [kernel.size for kernel in landscape.kernels(params)] == [16] * 11 + [40]
+    assert [kernel.size for kernel in kernels(params)] == [16] * 11 + [40]
 
 
 def test_the_deep_linear_network_multiplies_its_matrices(rng):
@@ -152,6 +152,7 @@ def test_the_deep_linear_network_multiplies_its_matrices(rng):
 
 
 def test_the_deep_linear_network_descends():
-    found = [r for _, r in _deep_linear.descend(True, (1e-4,), seeds=2, steps=4, every=2)]
-    assert [(r["step"], r["seed"]) for r in found] == [(s, i) for s in (0, 2, 4) for i in (0, 1)]
-    assert found[4]["loss"] < found[2]["loss"] < found[0]["loss"]
+    found = list(_deep_linear.descend("deep", True, (1e-4,), seeds=2, steps=4))
+    assert [(r["step"], r["seed"]) for r in found] == [(s, i) for s in range(5) for i in (0, 1)]
+    assert {r["network"] for r in found} == {at_rate("deep", 1e-4)}
+    assert found[8]["loss"] < found[4]["loss"] < found[0]["loss"]

@@ -1,0 +1,115 @@
+"""The site: every guide's code runs, and what is built needs no network."""
+
+import contextlib
+import html
+import io
+import json
+import re
+import subprocess
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+from experiments.registry import EXPERIMENTS
+from experiments.site.runner import SOURCE, build, copy_pages
+from tests.experiments.test_report import CHROMIUM
+from tests.test_promises import PUBLIC
+
+GUIDES = sorted(
+    path
+    for path in SOURCE.rglob("*.md")
+    if "file_format: mystnb" in path.read_text(encoding="utf-8")
+)
+CELL = re.compile(r"^```\{code-cell\}.*\n((?::.*\n)*)((?:.*\n)*?)```$", re.M)
+RAISES = "raises-exception"
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_cells_of_a_guide_run(guide, relaxed):
+    """In one namespace, one after the other; those that no reader sees hold what is to be so.
+
+    Under JAX's default rules for dtypes, as readers have them and optax's Adam needs them.
+    """
+    cells = CELL.findall(guide.read_text(encoding="utf-8"))
+    assert cells
+    names = {"__name__": "__main__"}
+    for options, code in cells:
+        expected = pytest.raises(Exception) if RAISES in options else contextlib.nullcontext()
+        with expected, contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(code, str(guide), "exec"), names)
+
+
+class Loads(HTMLParser):
+    """What a page loads by itself: scripts, styles, pictures, frames."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.addresses = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        wanted = {"link": "href"}.get(tag, "src")
+        if tag != "a":
+            self.addresses += [value for name, value in attrs if name == wanted and value]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Sphinx's packages; its own warnings fail the build
+def test_the_site_is_built_complete_and_reads_offline(tmp_path):
+    pytest.importorskip("myst_nb")
+    pages, site = tmp_path / "pages", tmp_path / "site"
+    copy_pages(pages)
+    # Cells have their own test; not run, they do not tell which language they are in.
+    unrun = ("-D", "nb_execution_mode=off", "-D", "suppress_warnings=myst-nb.lexer")
+    assert build(pages, site, *unrun) == 0
+    for name in PUBLIC:
+        room, _, last = name.rpartition(".")
+        text = (site / "reference" / room / f"{last}.html").read_text()
+        assert f'id="{name}"' in text and "[source]" in text, name
+    formula = (site / "reference/bnjax/batch_norm.html").read_text()
+    assert "<math" in formula and r"\frac" not in formula and "TypeAlias" not in formula
+    for experiment in EXPERIMENTS:
+        text = (site / "laboratory" / f"{experiment.name}.html").read_text()
+        assert 'class="badge' in text
+        assert f"python -m experiments run {experiment.name}" in re.sub("<[^>]+>", "", text)
+    for page in (page for page in site.rglob("*.html") if "_static" not in page.parts):
+        for address in Loads(page).addresses:
+            inside = address.startswith(("data:", "#"))
+            assert inside or (page.parent / address.split("?")[0]).is_file(), (page, address)
+    if CHROMIUM:
+        shown = ("index", "guides/freeze", "reference/bnjax/batch_norm", "laboratory/depth")
+        for page in shown:
+            assert too_wide(site / f"{page}.html", tmp_path) == {"390": [], "1280": []}, page
+
+
+def too_wide(page: Path, folder: Path) -> dict[str, list[str]]:
+    """What of `page` is cut off in the window of a phone and of a desk: begins of such elements."""
+    frame = f'<iframe src="{page.as_uri()}" height=900 width='
+    read = """<script>
+      const scrolls = e => e.className !== "bd-article" && e.parentElement && (
+        ["auto", "scroll"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+      const cut = f => [...f.document.querySelectorAll(".bd-article *")].filter(
+        e => e.getBoundingClientRect().right > f.innerWidth + 1 && !scrolls(e));
+      addEventListener("load", () => setTimeout(() => {
+        document.title = JSON.stringify(Object.fromEntries(Array.from(frames, f =>
+          [f.innerWidth, cut(f).map(e => e.outerHTML.slice(0, 80))]))) }, 500))</script>"""
+    (folder / "frames.html").write_text(f"{frame}390></iframe>{frame}1280></iframe>{read}")
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+        f"--user-data-dir={folder / 'profile'}", "--window-size=1800,1000",
+        "--virtual-time-budget=5000", "--dump-dom", (folder / "frames.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found, done.stdout[:500]
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.mark.skipif(find_spec("sphinx") is None, reason="needs the extra site")
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "letters.txt").write_text("dear")
+    assert main(["site", "--out", str(tmp_path)]) == 2
+    assert "is no site" in capsys.readouterr().err
+    assert (tmp_path / "letters.txt").read_text() == "dear"
