@@ -31,7 +31,6 @@ from experiments.benchmarks.targets import H100, TARGETS, TPU, present
 from experiments.benchmarks.timing import Estimate
 from experiments.common.records import Record
 
-OPTIONS = ()
 SHAPES = {
     "quick": tuple(shape for shape, programs in PROGRAMS.items() if RESNET not in programs),
     "full": tuple(PROGRAMS),

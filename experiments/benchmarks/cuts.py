@@ -29,7 +29,10 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 LINK, BLOCK = "norm-activation-convolution", "residual block"
 EACH_LINK, EACH_BLOCK = f"{OURS}, {LINK}", f"{OURS}, {BLOCK}"
 NOTHING_KEPT, FLAX_NOTHING_KEPT = (f"{name}, {BLOCK}, nothing kept" for name in (OURS, FLAX))
-PROGRAMS = {(64, 28, 28, 256): (SCAN, CHAIN, RESIDUAL), (128, 224, 224, 3): (RESNET,)}
+PROGRAMS: dict[Shape, tuple[str, ...]] = {
+    (64, 28, 28, 256): (SCAN, CHAIN, RESIDUAL),
+    (128, 224, 224, 3): (RESNET,),
+}
 
 Part = Callable[[jax.Array, Any], tuple[jax.Array, Any]]  # of x and weights: y, changed statistics
 

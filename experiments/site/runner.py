@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.common.errors import UserError
 from experiments.common.progress import make_console
 from experiments.options import Site
+from experiments.site.cells import only_shown
 
 SOURCE = Path(__file__).parent
 PAGES = ("*.md", "guides", "from", "explain")
@@ -44,6 +45,8 @@ def copy_pages(folder: Path) -> None:
     for path in (path for pattern in PAGES for path in SOURCE.glob(pattern)):
         copy = shutil.copytree if path.is_dir() else shutil.copy2
         copy(path, folder / path.name)
+    for page in folder.rglob("*.md"):
+        page.write_text(only_shown(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def build(pages: Path, out: Path, *more: str) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.registry import EXPERIMENTS
+from experiments.site.cells import cells, only_shown
 from experiments.site.runner import SOURCE, build, copy_pages
 from tests.experiments.test_report import CHROMIUM
 from tests.test_promises import PUBLIC
@@ -23,7 +24,6 @@ GUIDES = sorted(
     for path in SOURCE.rglob("*.md")
     if "file_format: mystnb" in path.read_text(encoding="utf-8")
 )
-CELL = re.compile(r"^```\{code-cell\}.*\n((?::.*\n)*)((?:.*\n)*?)```$", re.M)
 RAISES = "raises-exception"
 
 
@@ -33,13 +33,29 @@ def test_the_cells_of_a_guide_run(guide, relaxed):
 
     Under JAX's default rules for dtypes, as readers have them and optax's Adam needs them.
     """
-    cells = CELL.findall(guide.read_text(encoding="utf-8"))
-    assert cells
+    found = cells(guide.read_text(encoding="utf-8"))
+    assert found
     names = {"__name__": "__main__"}
-    for options, code in cells:
-        expected = pytest.raises(Exception) if RAISES in options else contextlib.nullcontext()
+    for cell in (cell for cell in found if not cell.missing):
+        expected = pytest.raises(Exception) if RAISES in cell.tags else contextlib.nullcontext()
         with expected, contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(code, str(guide), "exec"), names)
+            exec(compile(cell.code, str(guide), "exec"), names)
+
+
+def test_a_cell_whose_library_is_not_there_is_shown_and_not_run():
+    cell = "```{code-cell} python\n:tags: [%s]\n\nimport %s\n```"
+    page = "\n".join(
+        cell % (tags, library)
+        for tags, library in (
+            ("needs-jax", "jax"),
+            ("hide-input, needs-nosuchlibrary", "nosuchlibrary"),
+            ("remove-cell, needs-nosuchlibrary", "unseen"),
+        )
+    )
+    assert [c.missing for c in cells(page)] == [False, True, True]
+    shown = only_shown(page)
+    assert [c.code.strip() for c in cells(shown)] == ["import jax"]
+    assert "```python\nimport nosuchlibrary\n```" in shown and "unseen" not in shown
 
 
 class Loads(HTMLParser):
