@@ -64,6 +64,14 @@ def test_it_is_short_and_has_the_words_that_are_searched_for():
         assert word.lower() in README.lower(), word
 
 
+def test_links_into_the_site_lead_to_its_pages():
+    pages = set(re.findall(r"https://bnjax\.readthedocs\.io/en/latest/([\w/-]+)\.html", README))
+    written = pages - {"laboratory", "reference/index"}  # the build makes these
+    assert len(written) > 10
+    missing = [page for page in written if not (ROOT / f"experiments/site/{page}.md").is_file()]
+    assert missing == []
+
+
 @needs_results
 def test_the_picture_is_there():
     pictures = re.findall(r'<img src="(.*?)"', README)
