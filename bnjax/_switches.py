@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from flax import serialization
 from flax.core import FrozenDict
+from jax import export
 
 SWITCHES = "switches"
 
@@ -132,7 +134,23 @@ def _unflatten(structure, leaves) -> SwitchedStats:
     return SwitchedStats({**dict(zip(names, leaves, strict=True)), SWITCHES: switches})
 
 
+def _to_bytes(structure) -> bytes:
+    names, switches = structure
+    return json.dumps([names, dataclasses.asdict(switches)]).encode()
+
+
+def _from_bytes(data: bytes | bytearray):
+    names, switches = json.loads(data)
+    return tuple(names), Switches(**switches)
+
+
 jax.tree_util.register_pytree_with_keys(SwitchedStats, _flatten, _unflatten)
+export.register_pytree_node_serialization(
+    SwitchedStats,
+    serialized_name="bnjax.SwitchedStats",
+    serialize_auxdata=_to_bytes,
+    deserialize_auxdata=_from_bytes,
+)
 serialization.register_serialization_state(
     SwitchedStats,
     lambda stats: serialization.to_state_dict(stats._leaves),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jax.typing import DTypeLike
 
 from bnjax.core._axes import at_least_float32, compute_dtype, real_dtype
@@ -74,6 +75,9 @@ class BatchStats(NamedTuple):
     def take(self, moments: MeanVariance | Moments, update: Update) -> BatchStats:
         """:func:`update_batch_stats` of what has been checked."""
         return _moved(self, moments, update)
+
+
+export.register_namedtuple_serialization(BatchStats, serialized_name="bnjax.BatchStats")
 
 
 @functools.partial(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.typing import ArrayLike
 
 from bnjax.core._axes import Axes
@@ -54,6 +55,9 @@ class Moments(NamedTuple):
         if isinstance(degrees, (int, float)):  # known at trace time
             return self.m2 / degrees if degrees > 0 else jnp.zeros_like(self.m2)
         return jnp.where(degrees > 0, self.m2 / jnp.where(degrees > 0, degrees, 1), 0)
+
+
+export.register_namedtuple_serialization(Moments, serialized_name="bnjax.Moments")
 
 
 def merge(a: Moments, b: Moments) -> Moments:

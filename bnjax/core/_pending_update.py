@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.typing import DTypeLike
 
 from bnjax.core._axes import compute_dtype, real_dtype
@@ -66,6 +67,9 @@ class PendingUpdate(NamedTuple):
         # In the dtypes of before, so that a scan can carry it; but complex numbers stay complex.
         real = jnp.iscomplexobj(merged.mean) == jnp.iscomplexobj(old.mean)
         return PendingUpdate(self.before, _as(merged, old.mean.dtype) if real else merged, after)
+
+
+export.register_namedtuple_serialization(PendingUpdate, serialized_name="bnjax.PendingUpdate")
 
 
 def begin_update(batch_stats: BatchStats) -> PendingUpdate:

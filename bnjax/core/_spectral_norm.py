@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax.core._axes import compute_dtype, narrow
@@ -41,6 +41,9 @@ class SpectralState(NamedTuple):
 
     u: jax.Array  # (1, features)
     sigma: jax.Array  # ()
+
+
+export.register_namedtuple_serialization(SpectralState, serialized_name="bnjax.SpectralState")
 
 
 def init_spectral_norm(
