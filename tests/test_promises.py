@@ -14,7 +14,7 @@ import bnjax
 
 HEAVY = ("flax", "torch", "matplotlib", "orbax", "optax", "rich", "sklearn", "keras")
 # Examples that convert from a library need it.
-LIBRARIES = ("torch", "keras", "haiku", "equinox", "onnxruntime")
+LIBRARIES = ("torch", "keras", "haiku", "equinox", "onnxruntime", "jax2onnx")
 MISSING = [m for m in LIBRARIES if find_spec(m) is None]
 PACKAGES = [
     "bnjax",

@@ -15,6 +15,7 @@ from bnjax.core._checks import as_inexact, canonical_axes
 from bnjax.core._feature_norms import by_own_statistics
 from bnjax.core._rule import Inputs, Rule, inputs_for, rule_for
 from bnjax.core._sums import abs_sq
+from bnjax.core._xla import coarse
 
 
 def weight_norm(
@@ -118,5 +119,5 @@ def near_one(
     largest = jnp.max(abs(lax.stop_gradient(w)), axes, keepdims=True, initial=0)
     info = jnp.finfo(largest.dtype)
     most = 2.0 ** (2 ** (info.nexp - 1) - 3)
-    power = lax.reduce_precision(jnp.clip(largest, max(least, 1 / most), most), info.nexp, 0)
+    power = coarse(jnp.clip(largest, max(least, 1 / most), most), 0)
     return w * (1 / power).astype(w.dtype), 1 / power

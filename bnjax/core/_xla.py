@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 STATISTICS = "bnjax.statistics"
 
 # Tests see the programs for "cpu", "gpu" and "tpu" on whatever they run: `with as_on("tpu"):`.
+# An exporter to another format than XLA's sees "plain" arithmetic.
 as_on = jax.make_user_context(None)
 
 
@@ -28,7 +29,7 @@ def by_platform(*args: Any, cpu: Callable, gpu: Callable, tpu: Callable) -> Any:
     Chosen where the program is lowered: it may be traced here and run elsewhere.
     """
     if as_on.value is not None:
-        return {"cpu": cpu, "gpu": gpu, "tpu": tpu}[as_on.value](*args)
+        return {"cpu": cpu, "gpu": gpu, "tpu": tpu, "plain": gpu}[as_on.value](*args)
     return lax.platform_dependent(*args, cpu=cpu, tpu=tpu, default=gpu)
 
 
@@ -43,8 +44,14 @@ def pin(v: jax.Array, drop: int = 1) -> jax.Array:
     """
     if jnp.iscomplexobj(v):
         return lax.complex(pin(lax.real(v), drop), pin(lax.imag(v), drop))
-    info = jnp.finfo(v.dtype)
-    return lax.reduce_precision(v, exponent_bits=info.nexp, mantissa_bits=info.nmant - drop)
+    return coarse(v, jnp.finfo(v.dtype).nmant - drop)
+
+
+def coarse(v: jax.Array, mantissa_bits: int) -> jax.Array:
+    """``v`` rounded to so many bits, where any number near it will do."""
+    if as_on.value == "plain":
+        return v
+    return lax.reduce_precision(v, jnp.finfo(v.dtype).nexp, mantissa_bits)
 
 
 def settled(total: jax.Array) -> jax.Array:
@@ -54,7 +61,7 @@ def settled(total: jax.Array) -> jax.Array:
     different numbers; then what one kernel subtracts is not what the other adds again, and the
     output is off by the last place of the mean. Dropped on CPU, where sums are not repeated.
     """
-    return lax.optimization_barrier(total)
+    return total if as_on.value == "plain" else lax.optimization_barrier(total)
 
 
 def once(v: jax.Array, like: jax.Array) -> jax.Array:
@@ -93,4 +100,4 @@ def remember_inputs(tangent: Callable[..., Any]) -> Callable[..., Any]:
 
 def name_statistics(stats: Any) -> Any:
     """``stats``, as :func:`bnjax.save_norm_statistics` knows them."""
-    return checkpoint_name(stats, STATISTICS)
+    return stats if as_on.value == "plain" else checkpoint_name(stats, STATISTICS)

@@ -8,7 +8,8 @@ a tree of variables, ``to_torch``, ``to_keras``, ``to_haiku`` and ``to_equinox``
 backwards, ``load_torch`` reads torch's files. ``batch_norm_options`` are momentum, epsilon and
 convention of each layer, which no file of weights holds; ``check_batch_norms`` compares them.
 
-ONNX: ``from_onnx`` reads every norm of a model as an ``OnnxNorm``, ``to_onnx`` writes one.
+ONNX: ``from_onnx`` reads every norm of a model as an ``OnnxNorm``, ``to_onnx`` writes one; whole
+models are exported by jax2onnx, which ``register_jax2onnx`` teaches the norms of bnjax.
 """
 
 from bnjax.interop._batch_norms import batch_norm_options, check_batch_norms
@@ -16,6 +17,7 @@ from bnjax.interop._equinox import from_equinox, to_equinox
 from bnjax.interop._files import load_variables
 from bnjax.interop._from_onnx import from_onnx
 from bnjax.interop._haiku import from_haiku, to_haiku
+from bnjax.interop._jax2onnx import register_jax2onnx
 from bnjax.interop._keras import from_keras, to_keras
 from bnjax.interop._onnx import OnnxNorm
 from bnjax.interop._safetensors import save_safetensors
@@ -33,6 +35,7 @@ __all__ = [
     "from_torch",
     "load_torch",
     "load_variables",
+    "register_jax2onnx",
     "save_safetensors",
     "to_equinox",
     "to_haiku",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OP_TYPES = {kind: op_type for op_type, kind in KINDS.items()}
 # The first opset in which each operator means what is written here.
-_SINCE = {
+SINCE = {
     "batch_norm": 15,
     "instance_norm": 6,
     "layer_norm": 17,
@@ -37,11 +37,23 @@ _WRITTEN = {
     "rms_norm": ("axes", "param_axes", "epsilon"),
 }
 _FILL = {"scale": 1, "bias": 0}
+_NOT_A_NORM = (
+    "norm must be a bnjax.interop.OnnxNorm, got {}. to_onnx writes one normalisation, of the "
+    "options and variables of a layer, not the layer or a model: OnnxNorm('bn', 'batch_norm', "
+    "{{'axis': 1, 'epsilon': 1e-5, 'train': False}}, {{'params': {{'scale': ..., 'bias': ...}}, "
+    "'batch_stats': {{'mean': ..., 'var': ...}}}}). To export a model, install jax2onnx and call "
+    "bnjax.interop.register_jax2onnx(), then jax2onnx.to_onnx(lambda x: model.apply(variables, x), "
+    "[('N', 224, 224, 3)]), or of nnx jax2onnx.to_onnx(model, ...) after model.eval()."
+)
 _FIRST_IR = 4  # of ONNX's file format: the first whose initialisers need not be inputs
 
 
 def to_onnx(
-    norm: OnnxNorm, shape: Sequence[int | str | None], dtype: Any = np.float32, *, opset: int = 23
+    norm: OnnxNorm,
+    shape: Sequence[int | str | None] | None = None,
+    dtype: Any = np.float32,
+    *,
+    opset: int = 23,
 ) -> onnx.ModelProto:
     r"""An ONNX model that computes ``y = norm.apply(x)``, checked and ready to run.
 
@@ -57,8 +69,9 @@ def to_onnx(
     Args:
       norm: name of the node, kind, options and variables (linen's, or an ``nnx.State``). Options
         not given have the defaults of the bnjax function; ``"train"`` must be given. It is one
-        norm, not a layer of linen, nnx or torch, nor a model.
-      shape: of ``x``: sizes, or names or None where any size will do. Channels are on axis 1.
+        norm, not a layer or a model: see :func:`bnjax.interop.register_jax2onnx` for these.
+      shape: of ``x``, to be given: sizes, or names or None where any size will do. Channels are on
+        axis 1.
       dtype: of ``x``. ONNX wants scale and bias of the same, but for batch and RMS norm.
       opset: version of ONNX's operators: 15 at least for batch norm, 6, 17, 21 and 23 for
         instance, layer, group and RMS norm.
@@ -69,7 +82,8 @@ def to_onnx(
 
     Raises:
       ImportError: onnx is not installed.
-      TypeError: ``norm`` is a layer or model instead; dtypes that ONNX does not take together.
+      TypeError: ``norm`` is a layer or model instead; no ``shape``; dtypes that ONNX does not take
+        together.
       ValueError: options that ONNX lacks; channels not on axis 1; axes that are not the last;
         arrays that are unknown, missing or do not fit ``shape``; ``opset``. All of a sort at once.
 
@@ -87,17 +101,13 @@ def to_onnx(
     bnjax: some take ``E[x²] - E[x]²``. PyTorch's exporter writes other graphs for group norm.
     """
     if not isinstance(norm, OnnxNorm):
-        raise TypeError(
-            f"norm must be a bnjax.interop.OnnxNorm, got {type(norm).__name__}. to_onnx writes one "
-            "normalisation, of the options and variables of a layer, not the layer or a model: "
-            "OnnxNorm('bn', 'batch_norm', {'axis': 1, 'epsilon': 1e-5, 'train': False}, {'params': "
-            "{'scale': ..., 'bias': ...}, 'batch_stats': {'mean': ..., 'var': ...}}). Whole models "
-            "are exported by other programs: torch.onnx.export, and jax2onnx for Flax."
-        )
+        raise TypeError(_NOT_A_NORM.format(type(norm).__name__))
+    if shape is None:
+        raise TypeError("shape must be that of x, such as ('N', 3, 'H', 'W'), and was not given.")
     if norm.kind not in OP_TYPES:
         raise ValueError(f"kind must be one of {', '.join(OP_TYPES)}, got {norm.kind!r}.")
-    if opset < _SINCE[norm.kind]:
-        raise ValueError(f"opset={opset}, but {norm.kind} needs {_SINCE[norm.kind]} at least.")
+    if opset < SINCE[norm.kind]:
+        raise ValueError(f"opset={opset}, but {norm.kind} needs {SINCE[norm.kind]} at least.")
     schema = schema_of(OP_TYPES[norm.kind], opset)
     options = _options(norm)
     kept = _param_axes(norm.kind, options, len(shape))

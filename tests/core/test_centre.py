@@ -17,7 +17,7 @@ from jax.extend import core as jax_core
 import bnjax
 from bnjax import testing
 from bnjax.core._shift import too_far
-from bnjax.core._xla import as_on
+from bnjax.core._xla import STATISTICS, as_on
 from tests._derivatives import check_derivatives
 
 PLATFORMS = ("cpu", "gpu", "tpu")
@@ -282,6 +282,21 @@ def test_one_traced_program_has_the_form_of_where_it_is_lowered():
     # What keeps vectors from being computed again for every element, on CPU alone.
     divisions = {name: text[name].count("stablehlo.divide") for name in text}
     assert divisions["cpu"] > divisions["cuda"] == divisions["tpu"]
+
+
+def test_a_plain_program_tells_a_compiler_nothing():
+    """Of which other formats, such as ONNX, would make something long or nothing at all."""
+    x, scale, bias, _ = problem()
+
+    def program(x):
+        return train(x, scale, bias, stats_of(0.0))[0], bnjax.weight_norm(x, scale)
+
+    with as_on("plain"):
+        text, got = str(jax.make_jaxpr(program)(x)), program(x)
+    for told in ("platform_index", "reduce_precision", "optimization_barrier", STATISTICS):
+        assert told not in text
+    for plain, usual in zip(got, program(x), strict=True):
+        assert testing.relative_error(plain, usual) < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 16), (4, 4096, 16), (32, 14, 14, 16)])

@@ -648,8 +648,16 @@ def test_what_onnx_cannot_say_is_refused(kind, options, variables, shape, error,
     "model", [bnjax.linen.BatchNorm(), bnjax.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), {"params": {}}]
 )
 def test_a_model_is_not_written_but_told_what_is(model):
-    with pytest.raises(TypeError, match=r"norm must be a .*OnnxNorm, got .* writes one normalis"):
-        to_onnx(model, ("N", 3))
+    told = r"norm must be a .*OnnxNorm, got .* writes one normalis.*register_jax2onnx\(\)"
+    for rest in [(), (("N", 3),), ({"params": {}}, jnp.ones((1, 3)))]:
+        with pytest.raises(TypeError, match=told):
+            to_onnx(model, *rest)
+
+
+def test_a_norm_without_a_shape_says_so():
+    norm = OnnxNorm("norm", "layer_norm", {}, {})
+    with pytest.raises(TypeError, match=r"shape must be that of x, .* not given"):
+        to_onnx(norm)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from bnjax.interop import load_torch
+from bnjax.interop import load_torch, register_jax2onnx
 
 FOREIGN = (
-    *("torch", "keras", "haiku", "equinox", "onnx", "onnxruntime", "safetensors"),
+    *("torch", "keras", "haiku", "equinox", "onnx", "onnxruntime", "jax2onnx", "safetensors"),
     "orbax.checkpoint",
 )
 
@@ -23,3 +23,9 @@ def test_a_missing_library_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"torch cannot be imported .*pip install torch"):
         load_torch("model.pt")
+
+
+def test_jax2onnx_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx.plugins.plugin_system", None)
+    with pytest.raises(ImportError, match=r"jax2onnx.* cannot be imported .*pip install jax2onnx"):
+        register_jax2onnx()
