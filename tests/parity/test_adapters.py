@@ -1,39 +1,41 @@
 """The layers of the guide for other libraries, beside those libraries' own."""
 
 import os
-import re
 from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import experiments
 from bnjax.testing import relative_error
+from experiments.site.cells import NEEDS, cells
+from experiments.site.runner import SOURCE
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before anything imports keras
 
-GUIDE = Path(experiments.__file__).parent / "site/guides/pure-jax.md"
-CELL = re.compile(r"^```\{code-cell\}.*\n((?::.*\n)*)((?:.*\n)*?)```$", re.M)
-CELLS = CELL.findall(GUIDE.read_text(encoding="utf-8"))
+CELLS = cells((SOURCE / "guides/pure-jax.md").read_text(encoding="utf-8"))
 LIBRARIES = ("equinox", "haiku", "keras")
 STEPS, TOLERANCE = 10, 1e-5
 
 pytestmark = pytest.mark.usefixtures("relaxed")
 
 
-def needs(options):
+def needs(cell):
     """The library that a cell needs."""
-    found = re.search(r"needs-(\w+)", options)
-    return found.group(1) if found else ""
+    return next((tag[len(NEEDS) :] for tag in cell.tags if tag.startswith(NEEDS)), "")
+
+
+def adapter(library):
+    """The cell with the layer for a library."""
+    (cell,) = [c for c in CELLS if needs(c) == library and "class BatchNorm(" in c.code]
+    return cell
 
 
 def run(cells):
     names = {"__name__": "__main__"}
-    for _, code in cells:
-        exec(compile(code, str(GUIDE), "exec"), names)
+    for cell in cells:
+        exec(compile(cell.code, "pure-jax.md", "exec"), names)
     return names
 
 
@@ -42,8 +44,7 @@ def _layer(request):
     """The adapter of a library, as the guide has it."""
     library = request.param
     pytest.importorskip(library)
-    (cell,) = [c for c in CELLS if needs(c[0]) == library and "class BatchNorm(" in c[1]]
-    return run([CELLS[0], cell])["BatchNorm"]
+    return run([CELLS[0], adapter(library)])["BatchNorm"]
 
 
 def of(library):
@@ -60,12 +61,12 @@ def _batches():
 def test_the_loops_of_the_guide_train(library):
     if library and find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
-    run([(options, code) for options, code in CELLS if needs(options) in ("", library)])
+    run([cell for cell in CELLS if needs(cell) in ("", library)])
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_an_adapter_has_from_8_to_14_lines(library):
-    (code,) = [c for o, c in CELLS if needs(o) == library and "class BatchNorm(" in c]
+    code = adapter(library).code
     lines = code[code.index("class BatchNorm(") :].splitlines()
     assert 8 <= len([line for line in lines if line.strip()]) <= 14
 
