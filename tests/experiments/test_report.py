@@ -26,7 +26,7 @@ from experiments.report.lectures import lectures
 from experiments.report.page import page
 from experiments.report.runner import LECTURES, README
 from experiments.runner import judge
-from tests._committed import needs_results
+from tests._committed import committed, needs_results
 
 pytestmark = needs_results  # what a page may show is taken from one of them
 CHROMIUM = next(
@@ -167,7 +167,7 @@ def test_every_experiment_is_published_with_its_records_and_its_own_settings():
         assert result.config["settings"] | {"data_note": ""} == settings, result.folder
 
 
-@pytest.mark.parametrize("result", collect([COMMITTED]), ids=lambda r: r.folder.name)
+@pytest.mark.parametrize("result", committed(), ids=lambda r: r.folder.name)
 def test_no_text_sticks_out_of_a_picture(result):
     """It would make the picture wider, and all text in it smaller where it is shown."""
     with Image.open(result.picture) as picture:

@@ -16,6 +16,7 @@ from experiments.cli import main
 from experiments.registry import EXPERIMENTS
 from experiments.site.cells import cells, only_shown
 from experiments.site.runner import SOURCE, build, copy_pages
+from tests._committed import needs_results
 from tests.experiments.test_report import CHROMIUM
 from tests.test_promises import PUBLIC
 
@@ -27,7 +28,14 @@ GUIDES = sorted(
 RAISES = "raises-exception"
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def guides():
+    """The pages with cells; some read the committed results."""
+    for path in GUIDES:
+        marks = [needs_results] if "experiments/results" in path.read_text(encoding="utf-8") else []
+        yield pytest.param(path, marks=marks, id=f"{path.parent.name}/{path.stem}")
+
+
+@pytest.mark.parametrize("guide", list(guides()))
 def test_the_cells_of_a_guide_run(guide, relaxed):
     """In one namespace, one after the other; those that no reader sees hold what is to be so.
 
@@ -72,6 +80,7 @@ class Loads(HTMLParser):
             self.addresses += [value for name, value in attrs if name == wanted and value]
 
 
+@needs_results
 @pytest.mark.filterwarnings("ignore")  # of Sphinx's packages; its own warnings fail the build
 def test_the_site_is_built_complete_and_reads_offline(tmp_path):
     pytest.importorskip("myst_nb")
