@@ -31,7 +31,7 @@ RAISES = "raises-exception"
 def guides():
     """The pages with cells; some read the committed results."""
     for path in GUIDES:
-        marks = [needs_results] if "experiments/results" in path.read_text(encoding="utf-8") else []
+        marks = [needs_results] if "read_records" in path.read_text(encoding="utf-8") else []
         yield pytest.param(path, marks=marks, id=f"{path.parent.name}/{path.stem}")
 
 
