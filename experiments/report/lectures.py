@@ -21,8 +21,10 @@ def lectures(found: Sequence[Result]) -> str:
     """The whole file."""
     parts = [HEAD]
     for lecture, sentences in groupby(SENTENCES, lambda sentence: sentence.lecture):
-        rows = [("sentence", "experiment", "row", "verdict"), ("---",) * 4]
-        rows += [(s.said, f"`{s.program}`", s.row, verdicts(s, found)) for s in sentences]
+        rows = [("sentence", "in Chinese", "experiment", "row", "verdict"), ("---",) * 5]
+        rows += [
+            (s.said, s.chinese, f"`{s.program}`", s.row, verdicts(s, found)) for s in sentences
+        ]
         parts.append(f"## {lecture}\n")
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
     return "\n".join(parts)

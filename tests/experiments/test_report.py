@@ -147,6 +147,8 @@ def test_every_sentence_of_the_lectures_has_a_program_and_a_row():
     assert [s for s in SENTENCES if (s.program, s.row) not in rows] == []
     assert dict.fromkeys(s.lecture for s in SENTENCES) == dict.fromkeys(LECTURES_IN_ORDER)
     assert len(SENTENCES) == len({(s.lecture, s.said) for s in SENTENCES}) >= 40
+    names_alone = {s.said for s in SENTENCES if not re.search("[\u4e00-\u9fff]", s.chinese)}
+    assert names_alone == {"BatchNorm2d(16)"}
 
 
 def test_every_experiment_is_published_with_its_records_and_its_own_settings():
