@@ -106,10 +106,10 @@ def test_a_speed_that_is_never_reached_is_a_bound():
     assert f"never in {SEEDS} of {SEEDS} seeds" in rows["faster, same rate"].found
 
 
-def test_at_rate_sets_the_rate_of_every_seed():
+def test_the_rate_is_set_of_every_seed():
     def create(params):
         return TrainState.create(params=params, batch_stats={}, tx=rates.SGD)
 
-    states = rates.at_rate(0.25)(jax.vmap(create)({"w": jnp.ones((3, 2))}))  # three seeds
+    states = rates.set_rate(0.25)(jax.vmap(create)({"w": jnp.ones((3, 2))}))  # three seeds
     moved = jax.vmap(lambda s: s.apply_gradients({"w": jnp.ones(2)}, {}))(states)
     np.testing.assert_allclose(moved.params["w"], 0.75)
