@@ -23,22 +23,32 @@ def save_norm_statistics(primitive: Any, *args: Any, **params: Any) -> bool:
     A residual network keeps its stream whatever is cut beside it; there a whole block in one
     ``jax.checkpoint`` (in Flax ``nn.remat(Block, policy=bnjax.save_norm_statistics)``) saves more:
     its convolutions are repeated, but no statistics. Temporary memory and bytes moved, relative to
-    the same network without the policy, compiled for an H100 (bfloat16, forward and backward):
+    the same network without a checkpoint, bfloat16, forward and backward, as compiled for an H100
+    and a TPU v5e:
 
-    ============================================================  =======  =======
-    network, and what stands in one ``jax.checkpoint``             memory   bytes
-    ============================================================  =======  =======
-    16 convolutions of width 256, norm-activation-convolution        0.55     1.08
-    the same under ``lax.scan``                                      0.46
-    16 residual blocks of two such, norm-activation-convolution      0.54     1.08
-    the same, a residual block                                       0.33     1.15
-    ResNet-50, norm-activation-convolution                           0.85     1.02
-    ResNet-50, a residual block (without the policy: 1.20 bytes)     0.39     1.14
-    ============================================================  =======  =======
+    ==========================================================  ======  =====  ======  =====
+    network, and what stands in one ``jax.checkpoint``          H100           TPU
+                                                                memory  bytes  memory  bytes
+    ==========================================================  ======  =====  ======  =====
+    16 convolutions of width 256, norm-activation-convolution     0.55   1.08    1.12   1.10
+    the same under ``lax.scan``                                   0.47   0.84    0.40   0.67
+    8 residual blocks of two such, norm-activation-convolution    0.55   1.08    1.06   0.87
+    the same, a residual block                                    0.37   1.15    0.50   0.77
+    ResNet-50, norm-activation-convolution                        0.85   1.02    0.97   0.99
+    ResNet-50, a residual block                                   0.39   1.14    0.43   1.17
+    the same without the policy                                   0.39   1.20    0.45   1.25
+    the same with Flax's batch norm, without the policy           0.39   1.21    0.42   1.14
+    ==========================================================  ======  =====  ======  =====
 
-    Under ``lax.scan`` over blocks (with ``prevent_cse=False``) the saving is certain. In one
-    straight program it is up to the compiler: XLA on CPU drops the barriers that delay the
-    repetition, and merges it with the first computation.
+    ``python -m experiments benchmark checkpoint`` counts it again, on a machine that has neither.
+
+    On TPU a straight program has nothing to gain from single blocks of norm, activation and
+    convolution: XLA computes norm and activation inside the convolutions that read them, forward
+    and backward, and keeps one array each already. Under ``lax.scan`` over blocks (with
+    ``prevent_cse=False``) the saving is certain everywhere: autodiff stacks all that it keeps, on
+    TPU the input of the norm, the output of the activation and where that is positive. XLA on CPU
+    saves nothing in a straight program: it drops the barriers that delay the repetition, and merges
+    it with the first computation.
 
     The statistics carry the name ``"bnjax.statistics"``; combine with other policies by
     ``jax.checkpoint_policies.save_from_both_policies``.

@@ -1,12 +1,13 @@
 """Benchmarks that state their claims and check them: `python -m experiments benchmark NAME`.
 
-What each one measures stands at the head of its module: `accelerators` · `steps` · `layer` ·
-`network` · `compile` · `memory` · `accuracy` · `devices` · `norms` · `guard`. They share `problem`,
-`layers`, `torch_layer`, `contestants`, `sharded`, `networks`, `programs` and `floor` (what runs),
-`targets` (where it would run, if it were here), `machine` and `timing` (how it is timed), `hlo`,
-`collectives`, `moved` and `counted` (what XLA made of it), `claims` and `summary` (what was
-promised, and what was found), and `compared`, `panels` and `figure` (how it is shown). `cost` works
-out on paper what `devices` counts. The way of measuring is explained in README.md beside this file.
+What each one measures stands at the head of its module: `accelerators` · `checkpoint` · `steps` ·
+`layer` · `network` · `compile` · `memory` · `accuracy` · `devices` · `norms` · `guard`. They share
+`problem`, `layers`, `torch_layer`, `contestants`, `sharded`, `networks`, `programs`, `cuts` and
+`floor` (what runs), `targets` (where it would run, if it were here), `machine` and `timing` (how it
+is timed), `hlo`, `collectives`, `moved` and `counted` (what XLA made of it), `claims` and `summary`
+(what was promised, and what was found), and `compared`, `panels` and `figure` (how it is shown).
+`cost` works out on paper what `devices` counts. The way of measuring is explained in README.md
+beside this file.
 """
 
 from typing import NamedTuple
@@ -28,7 +29,7 @@ BENCHMARKS = {
     ),
     "checkpoint": Benchmark(
         "what save_norm_statistics saves in networks, and what it costs, compiled as above",
-        "20 min, with the extras tpu and cuda",
+        "an hour, with the extras tpu and cuda",
         (),
     ),
     "steps": Benchmark(

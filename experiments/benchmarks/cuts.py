@@ -29,7 +29,7 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 LINK, BLOCK = "norm-activation-convolution", "residual block"
 EACH_LINK, EACH_BLOCK = f"{OURS}, {LINK}", f"{OURS}, {BLOCK}"
 NOTHING_KEPT, FLAX_NOTHING_KEPT = (f"{name}, {BLOCK}, nothing kept" for name in (OURS, FLAX))
-PROGRAMS: dict[Shape, tuple[str, ...]] = {
+PROGRAMS: Mapping[Shape, tuple[str, ...]] = {  # by the shape of the data
     (64, 28, 28, 256): (SCAN, CHAIN, RESIDUAL),
     (128, 224, 224, 3): (RESNET,),
 }

@@ -160,12 +160,15 @@ def _sliced(program: Program, body: list[Instruction], number: int) -> int | Non
             parts.append(_size(each)[1])
         elif each.kind == UPDATE and names.isdisjoint(each.operands[1:]):
             parts.append(0)
-        elif each.kind == "fusion":
-            inside = program.computations[CALLED.findall(each.attributes)[0]]
-            places = (i for i, name in enumerate(each.operands) if name in names)
-            parts += [_sliced(program, inside, place) for place in places]
         elif each.kind in VIEWS:
             names.add(each.name)
+        elif each.kind == "fusion":
+            inside = program.computations[CALLED.findall(each.attributes)[0]]
+            if all(one.kind in (*VIEWS, "parameter") for one in inside):
+                names.add(each.name)
+                continue
+            places = (i for i, name in enumerate(each.operands) if name in names)
+            parts += [_sliced(program, inside, place) for place in places]
         else:
             return None
     if not parts or None in parts:

@@ -127,12 +127,31 @@ def test_a_compiled_program():
 UPDATES = """
 HloModule jit_f, is_scheduled=true
 
+%view (q: f32[8,4]) -> f32[8,4] {
+  %q = f32[8,4]{1,0} parameter(0)
+  ROOT %c = f32[8,4]{1,0} copy(%q)
+}
+
+%part (w: f32[8,4], j: s32[]) -> f32[1,4] {
+  %w = f32[8,4]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  ROOT %d = f32[1,4]{1,0} dynamic-slice(%w, %j, %j), dynamic_slice_sizes={1,4}
+}
+
+%nested (u: f32[8,4], l: s32[]) -> f32[1,4] {
+  %u = f32[8,4]{1,0} parameter(0)
+  %l = s32[] parameter(1)
+  %there = f32[1,4]{1,0} fusion(%u, %l), kind=kLoop, calls=%part
+  ROOT %negated = f32[1,4]{1,0} negate(%there)
+}
+
 %both (p0: f32[8,4], p1: f32[4], p2: s32[]) -> (f32[8,4], f32[4]) {
   %p0 = f32[8,4]{1,0} parameter(0)
   %p1 = f32[4]{0} parameter(1)
   %p2 = s32[] parameter(2)
   %row = f32[1,4]{1,0} bitcast(%p1)
-  %new = f32[8,4]{1,0} dynamic-update-slice(%p0, %row, %p2, %p2)
+  %same = f32[8,4]{1,0} fusion(%p0), kind=kLoop, calls=%view
+  %new = f32[8,4]{1,0} dynamic-update-slice(%same, %row, %p2, %p2)
   %n = f32[4]{0} negate(%p1)
   ROOT %t = (f32[8,4]{1,0}, f32[4]{0}) tuple(%new, %n)
 }
@@ -144,14 +163,17 @@ ENTRY %main (x: f32[8,4], v: f32[4], i: s32[], two: f32[2,4]) -> f32[8,4] {
   %two = f32[2,4]{1,0} parameter(3)
   %fused = (f32[8,4]{1,0}, f32[4]{0}) fusion(%x, %v, %i), kind=kLoop, calls=%both
   %first = f32[8,4]{1,0} get-tuple-element(%fused), index=0
-  ROOT %second = f32[8,4]{1,0} dynamic-update-slice(%first, %two, %i, %i)
+  %second = f32[8,4]{1,0} dynamic-update-slice(%first, %two, %i, %i)
+  ROOT %third = f32[1,4]{1,0} fusion(%second, %i), kind=kLoop, calls=%nested
 }
 """
 
 
 def test_of_an_array_that_is_updated_in_its_place_only_the_part_moves():
+    """And what a fusion inside a fusion slices is a slice."""
     read, written, index = 16, 16 + 16, 4
-    assert count(UPDATES).outside.bytes == read + written + index + 2 * 32
+    fused, second, third = read + written + index, 2 * 32, 16 + index + 16
+    assert count(UPDATES).outside.bytes == fused + second + third
 
 
 @pytest.mark.compiled("as users do")
