@@ -81,9 +81,7 @@ def _sum_of_cut(x: jax.Array, axis: int) -> jax.Array:
     return sum_of(settled(jnp.sum(cut, axis + 1)), (axis,))
 
 
-def mean_of(
-    v: jax.Array, weight: jax.Array, axes: tuple[int, ...], sum_of: SumOf = sum_of
-) -> jax.Array:
+def mean_of(v: jax.Array, weight: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The mean."""
     return times(sum_of(v, axes), weight)
 

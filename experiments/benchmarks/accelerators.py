@@ -21,7 +21,7 @@ from experiments.benchmarks.counted import (
     QUANTITIES,
     SECONDS,
     TEMPORARY,
-    count_work,
+    count_all,
 )
 from experiments.benchmarks.networks import LAYER, RMS
 from experiments.benchmarks.panels import Panel
@@ -37,7 +37,7 @@ from experiments.benchmarks.programs import (
     works,
 )
 from experiments.benchmarks.progress import Progress
-from experiments.benchmarks.settings import Settings, shape_name
+from experiments.benchmarks.settings import Settings
 from experiments.benchmarks.sharded import JIT
 from experiments.benchmarks.targets import H100, TARGETS, TPU, present
 from experiments.benchmarks.timing import Estimate
@@ -86,11 +86,8 @@ def measure(settings: Settings, progress: Progress) -> Iterator[Record]:
     """Records of two parts: what is counted for devices elsewhere, and times of one at hand."""
     targets = present(TARGETS, progress.say)
     for shape in settings.shapes:
-        for work in works(shape):
-            progress.say(f"{work.program}, {shape_name(shape)} {work.dtype}: {work.contestant}")
-            for target in targets:
-                if (target.name, shape) not in SPARED:
-                    yield count_work(work, target, shape)
+        wanted = [target for target in targets if (target.name, shape) not in SPARED]
+        yield from count_all(works(shape), wanted, shape, progress)
     if steps.at_hand():
         shapes = tuple(shape for shape in settings.shapes if shape in steps.DEFAULTS.shapes)
         yield from steps.measure(dataclasses.replace(settings, shapes=shapes), progress)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from experiments.benchmarks.claims import Claim
 from experiments.benchmarks.compared import groups, ratios
 from experiments.benchmarks.contestants import OURS
-from experiments.benchmarks.counted import ACCESSED, CYCLES, HBM, SECONDS, TEMPORARY, count_work
+from experiments.benchmarks.counted import ACCESSED, CYCLES, HBM, SECONDS, TEMPORARY, count_all
 from experiments.benchmarks.cuts import (
     CHAIN,
     EACH_BLOCK,
@@ -26,7 +26,7 @@ from experiments.benchmarks.cuts import (
 from experiments.benchmarks.panels import Panel
 from experiments.benchmarks.programs import RESNET
 from experiments.benchmarks.progress import Progress
-from experiments.benchmarks.settings import Settings, shape_name
+from experiments.benchmarks.settings import Settings
 from experiments.benchmarks.targets import H100, TARGETS, TPU, present
 from experiments.benchmarks.timing import Estimate
 from experiments.common.records import Record
@@ -81,11 +81,8 @@ def measure(settings: Settings, progress: Progress) -> Iterator[Record]:
     """One record a network, cut and target."""
     targets = present(TARGETS, progress.say)
     for shape in settings.shapes:
-        for work in works(shape):
-            progress.say(f"{work.program}, {shape_name(shape)}: {work.contestant}")
-            for target in targets:
-                record = count_work(work, target, shape)
-                yield {k: v for k, v in record.items() if k not in LEFT_OUT}
+        for record in count_all(works(shape), targets, shape, progress):
+            yield {k: v for k, v in record.items() if k not in LEFT_OUT}
 
 
 def estimates(records: Sequence[Record]) -> dict[str, Estimate]:

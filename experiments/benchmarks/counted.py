@@ -13,12 +13,13 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 
 from experiments.benchmarks.moved import Run, count
 from experiments.benchmarks.programs import Work
+from experiments.benchmarks.progress import Progress
 from experiments.benchmarks.settings import Shape, shape_name
 from experiments.benchmarks.targets import Target
 from experiments.common.records import Record
@@ -29,6 +30,16 @@ SECONDS, CYCLES = "estimated time", "estimated cycles"
 TEMPORARY, COLLECTIVES, INSIDE = "temporary memory", "collectives", "collectives in branches"
 BRANCHES, KERNELS = "bytes in branches", "kernels"
 QUANTITIES = (ACCESSED, HBM, SECONDS, CYCLES, TEMPORARY)  # of which ratios are taken
+
+
+def count_all(
+    works: Iterable[Work], targets: Sequence[Target], shape: Shape, progress: Progress
+) -> Iterator[Record]:
+    """A record of each program, compiled for each target; tells what it is at."""
+    for work in works:
+        progress.say(f"{work.program}, {shape_name(shape)} {work.dtype}: {work.contestant}")
+        for target in targets:
+            yield count_work(work, target, shape)
 
 
 def count_work(work: Work, target: Target, shape: Shape) -> Record:

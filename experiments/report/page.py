@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from experiments.common.errors import UserError
+from experiments.common.templates import templates
 from experiments.common.verdicts import (
     CONTROL,
     FAILS,
@@ -32,7 +33,7 @@ MARK = MARKS | {CONTROL: "–", IDENTITY: "="}
 def page(found: Sequence[Result]) -> str:
     """A whole HTML document."""
     return (
-        templates()
+        environment()
         .get_template("page.html")
         .render(
             groups=by_experiment(found),
@@ -43,24 +44,18 @@ def page(found: Sequence[Result]) -> str:
     )
 
 
-def templates() -> Environment:
+def environment() -> Environment:
     """The templates of the report, and the words they have for what results hold."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+    return templates(
+        TEMPLATES,
         autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        compared=_compared,
+        inline=_inline,
+        json=_json,
+        look=LOOK.__getitem__,
+        mark=MARK.__getitem__,
+        outcome=outcome,
     )
-    environment.filters |= {
-        "compared": _compared,
-        "inline": _inline,
-        "json": _json,
-        "look": LOOK.__getitem__,
-        "mark": MARK.__getitem__,
-        "outcome": outcome,
-    }
-    return environment
 
 
 def outcome(claim: dict[str, Any]) -> str:

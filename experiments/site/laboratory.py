@@ -13,7 +13,7 @@ from experiments.lectures import SENTENCES
 from experiments.registry import Experiment
 from experiments.report.collect import COMMITTED, Result, by_experiment, collect, tally
 from experiments.report.lectures import verdicts
-from experiments.report.page import templates
+from experiments.report.page import environment as report_templates
 from experiments.site.pages import environment, write_page
 
 
@@ -22,7 +22,7 @@ def write(folder: Path) -> None:
     found = collect([COMMITTED])
     pages = environment()
     words = {
-        "claims": templates().get_template("claims.html").module,
+        "claims": report_templates().get_template("claims.html").module,
         "groups": by_experiment(found),
         "rule": RULE,
         "tally": tally(found),

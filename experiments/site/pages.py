@@ -2,22 +2,17 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from sphinx.util import rst
+
+from experiments.common.templates import templates
 
 TEMPLATES = Path(__file__).with_name("templates")
 
 
 def environment() -> Environment:
     """The templates; `rst` makes any words plain, `heading` underlines a title."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"rst": rst.escape, "heading": heading}
-    return environment
+    return templates(TEMPLATES, autoescape=False, rst=rst.escape, heading=heading)
 
 
 def heading(text: str, line: str = "=") -> str:

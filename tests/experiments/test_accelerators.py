@@ -17,6 +17,7 @@ from experiments.benchmarks.counted import (
     SECONDS,
     TEMPORARY,
     costs,
+    count_work,
 )
 from experiments.benchmarks.moved import Moved, Run, count
 from experiments.benchmarks.networks import ResNet, classifier_step
@@ -277,7 +278,7 @@ def test_a_tiny_network_is_compiled_and_timed(monkeypatch):
     here = targets.TPU._replace(find=lambda n: jax.devices()[:n])
     with relaxed():
         (work,) = programs.works(SHAPE)
-        counted = accelerators.count_work(work, here, SHAPE)
+        counted = count_work(work, here, SHAPE)
         timed = list(steps.measure(Settings((SHAPE,), rounds=2), Progress()))
     assert counted[ACCESSED] > 20 * counted["size"] and counted[TEMPORARY] > 0
     assert len(timed) == 2 and all(r["seconds"] > 0 for r in timed)
@@ -299,7 +300,7 @@ def test_a_layer_on_a_mesh_is_compiled(monkeypatch):
     assert isinstance(work, Work)
     here = targets.TPU._replace(find=lambda n: jax.devices()[:n])
     with relaxed():
-        found = accelerators.count_work(work, here, (8, 5))
+        found = count_work(work, here, (8, 5))
     assert found[COLLECTIVES] == 3  # on CPU the sample is merged as well
 
 
