@@ -324,9 +324,10 @@ def _draw_line(
     x, y = noise.mean(1), values.mean(1)
     ax.fill_between(x, values.min(1), values.max(1), color=color, alpha=0.18, linewidth=0)
     ax.plot(x, y, style, marker=marker, markersize=5, color=color, label=label)
-    offset = (-4, -13) if below else (4, 6)
-    side: Any = "right" if below else "left"
     for place, text in zip(range(-len(labels), 0), labels, strict=True):
+        inside = below and x[place] < x.max()  # past the end of a line there is room
+        offset = (4, 6) if not below else (-4, -13) if inside else (4, -16)
+        side: Any = "right" if inside else "left"
         ax.annotate(
             text,
             (x[place], y[place]),
