@@ -42,6 +42,7 @@ gc.set_threshold(20_000, 20, 20)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", 'compiled(how): "quickly" or "as users do"')
+    config.addinivalue_line("markers", "several_devices: skipped where there are fewer than eight")
     teach_the_compiler()
 
 
@@ -51,6 +52,11 @@ def pytest_runtest_protocol(item):
     usual = USUAL.get(item.path.parent.name, "quickly")
     with compiling(mark.args[0] if mark else usual):
         return (yield)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("several_devices") and jax.device_count() < 8:
+        pytest.skip("needs eight devices, as the CPU has in these tests")
 
 
 def pytest_collection_finish():

@@ -54,6 +54,7 @@ SPARED = {(RESNET, HAIKU)}
 PROGRAMS = {  # by the shape of the data; of any other shape, a layer
     (64, 56, 56, 256): BLOCKS,
     (16, 256, 512): TRANSFORMER,
+    (8, 1024, 1024): TRANSFORMER,
     (64, 28, 28, 128): SHARDED,
     (128, 224, 224, 3): RESNET,
     (256, 224, 224, 3): RESNET,

@@ -204,6 +204,7 @@ def test_under_vmap_the_guard_stays_one_branch(mapped, mean):
         assert testing.relative_error(g, w) < 2e-6
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("check_vma", [False, True])
 @pytest.mark.parametrize("mean", [0.0, 50.0])
 def test_devices_take_the_second_pass_by_themselves_and_without_a_collective(check_vma, mean):
@@ -231,6 +232,7 @@ def test_devices_take_the_second_pass_by_themselves_and_without_a_collective(che
         assert testing.relative_error(g, w) < 2e-6
 
 
+@pytest.mark.several_devices
 def test_sharded_under_plain_jit_there_is_one_all_reduce_outside_of_the_branch():
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     x = jax.device_put(problem((64, 4, FEATURES))[0], jax.NamedSharding(mesh, jax.P("d")))
@@ -248,6 +250,7 @@ def test_sharded_under_plain_jit_there_is_one_all_reduce_outside_of_the_branch()
     assert branches(text) == 1
 
 
+@pytest.mark.several_devices
 def test_explicit_meshes_have_a_branch_too():
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
     x = problem((64, 4, FEATURES), 50.0)[0]

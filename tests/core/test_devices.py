@@ -15,6 +15,8 @@ from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from bnjax import testing
 
+pytestmark = pytest.mark.several_devices
+
 FEATURES = 3
 P = jax.P
 

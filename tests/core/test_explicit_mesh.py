@@ -9,7 +9,7 @@ import pytest
 
 import bnjax
 
-pytestmark = pytest.mark.compiled("quickly")
+pytestmark = [pytest.mark.compiled("quickly"), pytest.mark.several_devices]
 
 P = jax.P
 FEATURES = 12

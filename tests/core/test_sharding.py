@@ -10,6 +10,8 @@ import pytest
 import bnjax
 from bnjax import testing
 
+pytestmark = pytest.mark.several_devices
+
 KINDS = {"auto": jax.sharding.AxisType.Auto, "explicit": jax.sharding.AxisType.Explicit}
 
 
