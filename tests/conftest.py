@@ -12,6 +12,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Before jax starts its backend, hence before anything imports it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] != "cpu":  # or products of matrices have three digits there
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
@@ -73,6 +75,13 @@ def pytest_unconfigure():
 def rng():
     """Random numbers that do not hang on which tests ran before."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def on_cpu():
+    """The CPU for one test, wherever the others run: such as counts what XLA makes for it."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
 
 
 @pytest.fixture

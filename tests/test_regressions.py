@@ -220,6 +220,7 @@ def test_keras_19848_a_broadcast_mask_counts_elements_of_x():
     np.testing.assert_allclose(got.mean, x[[0, 1, 3]].mean((0, 1)), rtol=1e-5)
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("checked", [True, False])
 def test_jax_21855_gradients_under_shard_map_are_summed_once(checked):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

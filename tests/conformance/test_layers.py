@@ -158,6 +158,7 @@ def test_no_second_trace(layer, train):
     assert len(traces) == 1
 
 
+@pytest.mark.several_devices
 def test_plain_jit_over_a_sharded_batch_equals_one_device(layer, train):
     x, variables = setup(layer)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -102,6 +102,7 @@ def activations_written(lines, elements):
     return written
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_the_compiled_layer_writes_y_and_dx_and_nothing_else_of_their_size():
     x, dy, v = jnp.ones((64, 8, 8, 32)), jnp.ones((64, 8, 8, 32)), jnp.ones(32)
 
@@ -118,6 +119,7 @@ def test_the_compiled_layer_writes_y_and_dx_and_nothing_else_of_their_size():
     assert activations_written(optimized(forward, x, v, v), x.size) == ["fusion"]
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_the_counter_of_writes_sees_a_stored_intermediate():
     def stores(x):
         d = jnp.sort(x, 0)

@@ -210,6 +210,7 @@ def test_the_backward_pass_keeps_x_and_vectors():
         assert all(v.size <= max(sets, 8) for v in jax.tree.leaves(pullback) if v.size < x.size)
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(("norm", "forward", "backward"), [("rms", 1, 1), ("layer", 3, 2)])
 def test_sums_along_a_row(norm, forward, backward):
     """Of layer norm one is that of the sample."""

@@ -182,6 +182,7 @@ def test_variables_without_running_statistics_are_parameters(tmp_path):
     assert load_variables(tmp_path / "plain")["params"].keys() == {"encoder", "value"}
 
 
+@pytest.mark.several_devices
 def test_arrays_of_many_devices_are_read_where_there_are_fewer(tmp_path):
     mesh = jax.make_mesh((8,), ("data",))
     tree = {"batch_stats": {"bn": {"mean": jnp.arange(8.0), "var": jnp.ones(8)}}}

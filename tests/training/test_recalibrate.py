@@ -164,6 +164,7 @@ def mesh():
     return Mesh(np.array(jax.devices()[:4]), ("data",))
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("way", ["jit", "shard_map"])
 def test_batches_over_devices_give_the_same(way):
     batches = split(DATA, [8, 32])
@@ -205,6 +206,7 @@ def test_two_processes_give_the_same():
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2" + FLAGS}
+    flags["JAX_PLATFORMS"] = "cpu"
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, address, str(rank)],

@@ -150,6 +150,7 @@ def test_evaluation_updates_nothing_and_uses_the_running_statistics():
     close(metrics["loss"], jnp.mean((y[:, 0] - data(1)["y"]) ** 2))
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_sharded_over_devices_it_is_the_same_step(devices, micro_batches):
