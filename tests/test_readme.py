@@ -16,6 +16,7 @@ RESULTS = ROOT / "experiments/benchmarks/results"
 ACCURACY = "cpu-amd-epyc-2-cores/accuracy"
 LAYER, MEMORY = "cpu-amd-epyc-2-cores/layer", "cpu-amd-epyc-2-cores/memory"
 COMPILED = "compiled-tpu-v5e-h100/accelerators"
+TIMED = "nvidia-h100/steps"
 
 # Rows of the table whose figures a benchmark wrote down: where, in which panel, in what unit.
 MEASURED = {
@@ -23,6 +24,8 @@ MEASURED = {
     "100": (ACCURACY, "data 100 standard", ""),
     "10,000": (ACCURACY, "data 10000 standard", ""),
     "1,000,000": (ACCURACY, "data 1e+06 standard", ""),
+    "ResNet-50, time of a training step on an H100 GPU ³": (TIMED, "NVIDIA H100 80GB HBM3: R", ""),
+    "transformers with layer norm, the same": (TIMED, "NVIDIA H100 80GB HBM3: transformer, l", ""),
     "ResNet-50 for a TPU v5e, bytes accessed ⁴": (COMPILED, "TPU v5e: ResNet-50", "bytes accessed"),
     "– estimated cycles": (COMPILED, "TPU v5e: ResNet-50", "estimated cycles"),
     "one layer on a CPU, time beside four bare loops ⁵": (LAYER, "training", ""),

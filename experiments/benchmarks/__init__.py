@@ -34,7 +34,7 @@ BENCHMARKS = {
     ),
     "steps": Benchmark(
         "time of training steps of the same networks",
-        "minutes, on the accelerator that it needs",
+        "5 min, on the accelerator that it needs",
         ("rounds",),
     ),
     "layer": Benchmark(
