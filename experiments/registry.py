@@ -66,7 +66,7 @@ EXPERIMENTS = (
         "Epsilon keeps batch norm from dividing by zero",
         "Batch norm does as well without epsilon here",
         "Raschka",
-        {"quick": 0.5, "long": 3},
+        {"quick": 0.5, "long": 6},
     ),
     Experiment(
         "depth",
