@@ -10,7 +10,7 @@ from experiments.common.verdicts import CLAIM, VERDICTS
 from experiments.registry import EXPERIMENTS, PRESETS
 
 NAMES = [experiment.name for experiment in EXPERIMENTS]
-# Those that compile little. `.ci/run` runs all, with `run all --steps 2`.
+# Those that compile little. `.ci/run` runs all, with `--steps 2`.
 QUICK = ["convergence", "feature_scaling", "inference"]
 
 
