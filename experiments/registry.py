@@ -94,8 +94,8 @@ EXPERIMENTS = (
         "Batch norm does not keep deep networks from collapsing here",
         "Daneshmand et al. 2020; Yang et al. 2019; De & Smith 2020",
         {"quick": 0.3, "long": 1.4},
-        "With every layer the effective rank falls: to one without batch norm, to a level "
-        "that it keeps with it. Gradients pay for that, by a fifth a layer.",
+        "Without batch norm the effective rank is near one, from the start or in the end; "
+        "with it, it stays above ten. Gradients pay for that: they grow by a fifth a layer.",
     ),
     Experiment(
         "initial_scale",
@@ -123,7 +123,7 @@ EXPERIMENTS = (
         "Lee; Raschka",
         {"quick": 0.8, "long": 11},
         "Before or after the activation, networks with batch norm arrive sooner than without; "
-        "only from saturated weights does the place matter.",
+        "only from saturated weights does the place matter much.",
     ),
     Experiment(
         "affine",
@@ -149,8 +149,8 @@ EXPERIMENTS = (
         "Scale and shift alone do not train a network of random weights here",
         "Frankle, Schwab & Morcos 2021",
         {"quick": 0.7, "long": 10},
-        "With random weights left as they are, scale and shift alone come far above a trained "
-        "output layer, and closer to everything the wider the network.",
+        "With random weights left as they are, scale and shift alone come past as many other "
+        "weights, and closer to everything the wider the network.",
     ),
     Experiment(
         "optimizers",
@@ -221,8 +221,8 @@ EXPERIMENTS = (
         "The weight p of the running averages does matter here",
         "Long; Lee; Ng; Wu & Johnson 2021",
         {"quick": 0.5, "long": 6},
-        "Test accuracies for weights of 0.9 and 0.99 lie on each other; 0.999 stays behind "
-        "for long, and 0.5 is noisy.",
+        "The line of 0.9 lies on that of recalibrated statistics; 0.99 stays behind at first, "
+        "and 0.999 for long.",
     ),
     Experiment(
         "covariate_shift",

@@ -29,7 +29,7 @@ AXES: dict[str, dict[str, Axis]] = {
 }
 # What is shown first, where that is not the test accuracy by training step.
 FIRST = {
-    "batch_dependence": "class accuracy",
+    "batch_dependence": "classes that change in batches of 4",
     "depth": "gradient",
     "feature_scaling": "excess loss",
     "landscape": "effective beta",

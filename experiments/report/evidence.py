@@ -38,7 +38,7 @@ def _strip(of: str, found: Mapping[str, Any]) -> dict[str, Any]:
     lines += [{"at": unit.shown(margin), "margin": True} for margin in margins]
     shown = [*_values(seeds, "value"), *_values(mean, "low", "high"), *_values(lines, "at")]
     return {
-        "of": of.removeprefix("log of ").removeprefix("the ") if unit.logs else of,
+        "of": _without_log(of) if unit.logs else of,
         "outcome": found["outcome"],
         "p": _p(found["p"]),
         "words": unit.words,
@@ -48,6 +48,11 @@ def _strip(of: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "interval": test.in_words(),
         "datasets": {"seeds": seeds, "mean": mean, "lines": lines},
     }
+
+
+def _without_log(of: str) -> str:
+    """Of what is shown as factors, such as "steps, without / with" of "log of steps, ..."."""
+    return of.replace("log of the ", "").replace("log of ", "")
 
 
 def _mean(unit: Unit, mean: float, low: float | None, high: float | None) -> dict[str, float]:

@@ -137,15 +137,17 @@ def _through_training(found: Sequence[History]) -> Iterator[dict[str, Any]]:
     names.pop(VALIDATION, None)
     for along in axes:
         for name in names:
-            along_it = [h for h in found if h.axis == along and _varies(h, name)]
-            if along_it:
+            along_it = [h for h in found if h.axis == along and _is_line(h, name)]
+            if any(_varies(h.numbers[name]) for h in along_it):
                 yield _view(in_words(name), along, [_line(h, name) for h in along_it])
 
 
-def _varies(history: History, name: str) -> bool:
-    values = history.numbers.get(name)
-    if values is None or len(history.at) < 2 or name == history.axis.name:
-        return False
+def _is_line(history: History, name: str) -> bool:
+    return name in history.numbers and len(history.at) > 1 and name != history.axis.name
+
+
+def _varies(values: np.ndarray) -> bool:
+    """Whether values (seeds, steps) do along the steps."""
     finite = values[:, np.isfinite(values).all(0)]
     return finite.shape[1] > 1 and bool(np.ptp(finite, 1).any())
 
