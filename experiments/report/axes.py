@@ -57,6 +57,7 @@ GROUPS = {
 }
 # The group that is shown first, where it is not the first trained.
 FIRST_GROUP = {
+    "covariate_shift": "coloured",
     "epsilon": "of the pixels",
     "initial_scale": "weights ×0.1",
     "only_affine": "width 256",

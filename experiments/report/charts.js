@@ -203,7 +203,19 @@ async function draw(figure) {
   const again = KINDS[figure.dataset.kind](figure, await dataOf(figure));
   drawn.set(figure, again);
   await again();
+  resized.observe(figure);
 }
+
+// Vega follows the window; a figure may get another width by itself, beside a sidebar that opens.
+const widths = new WeakMap();
+const resized = new ResizeObserver(entries => {
+  const moved = entries.filter(({ target, contentRect: { width } }) => {
+    const was = widths.get(target);
+    widths.set(target, width);
+    return was !== undefined && was !== width;
+  });
+  if (moved.length) dispatchEvent(new Event("resize"));
+});
 
 const seen = new IntersectionObserver(entries => {
   for (const { isIntersecting, target } of entries) if (isIntersecting) {
