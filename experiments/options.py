@@ -90,7 +90,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Report:
-    """Put every finished result on one HTML page, pictures and all."""
+    """Put every finished result on one HTML page, charts and all."""
 
     folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR")] = ()
     """Folders of results, or of folders of them. (default: runs, or the results of this project)"""

@@ -5,6 +5,7 @@ A result may come from anywhere: from another version, cut off by a full disk, e
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 from experiments.common import results
 from experiments.common.errors import UserError
 from experiments.common.settings import DATA, Settings
-from experiments.common.verdicts import CLAIM, KINDS, VERDICTS
+from experiments.common.verdicts import CLAIM, KINDS, VERDICTS, Unit
 from experiments.registry import EXPERIMENTS, PRESETS, Experiment
 
 MOST_BYTES = 2**26  # of a file; the longest of this project has a hundredth of it
 MOST = 10**7  # of a whole number among the settings
+MOST_LOG = 700  # of a difference that stands for a factor
 WORDS = ("short", "claim", "source", "found", "test")  # of a row
+TEST = {"differences", "mean", "interval", "unit", "within", "capped", "p", "outcome"}
 COUNTS = ("seeds", "steps", "batch_size", "eval_every")
 
 
@@ -113,6 +116,36 @@ def _is_claim(claim: Any) -> bool:
         and claim.get("kind") in KINDS
         and claim.get("verdict") in (VERDICTS if claim["kind"] == CLAIM else ("",))
         and isinstance(claim.get("numbers"), dict)
+        and all(map(_is_number_or_test, claim["numbers"].values()))
+    )
+
+
+def _is_number_or_test(found: Any) -> bool:
+    """Whether the differences of a test, if `found` is one, can be drawn."""
+    if not (isinstance(found, dict) and "unit" in found):
+        return True
+    if not found.keys() >= TEST:
+        return False
+    unit, differences, ends = (found[name] for name in ("unit", "differences", "interval"))
+    return (
+        isinstance(unit, dict)
+        and unit.keys() == set(Unit._fields)
+        and _is_word(unit["words"])
+        and isinstance(unit["form"], str)
+        and re.fullmatch(r"[+#]{0,2}\.\d[fg]", unit["form"]) is not None
+        and _is_like(unit["factor"], 1.0)
+        and isinstance(unit["logs"], bool)
+        and isinstance(differences, list)
+        and len(differences) > 0
+        and isinstance(ends, list)
+        and len(ends) == 2
+        and all(
+            value is None or (_is_like(value, 1.0) and (not unit["logs"] or abs(value) < MOST_LOG))
+            for value in (*differences, *ends, found["mean"], found["within"])
+        )
+        and _is_like(found["p"], 1.0)
+        and isinstance(found["capped"], bool)
+        and found["outcome"] in VERDICTS
     )
 
 

@@ -211,5 +211,6 @@ def _with_verdict(row: Row, decided: Sequence[tuple[str, float]]) -> Row:
     for test, (outcome, p) in zip(row.tests, decided, strict=True):
         mean, low, high = interval(test.differences)
         found = {"differences": test.values.tolist(), "mean": mean, "interval": [low, high]}
+        found |= {"unit": test.unit._asdict(), "within": test.within, "capped": test.capped}
         numbers[test.of] = found | {"p": p, "outcome": outcome}
     return row._replace(verdict=overall(v for v, _ in decided), numbers=numbers)

@@ -1,13 +1,16 @@
-"""The results as one HTML page: pictures inside, no script, no network."""
+"""The results as one HTML page: charts, numbers and the script that draws inside, no network."""
 
 import base64
+import io
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
+from PIL import Image
 
 from experiments.common.errors import UserError
 from experiments.common.templates import templates
@@ -21,10 +24,16 @@ from experiments.common.verdicts import (
     RULE,
     UNDECIDED,
 )
+from experiments.lectures import SENTENCES, Sentence
+from experiments.registry import Experiment
+from experiments.report import charts
 from experiments.report.collect import Result, by_experiment, tally
+from experiments.report.docstrings import as_html, how
+from experiments.report.evidence import evidence
 
 TEMPLATES = Path(__file__).with_name("templates")
 STYLE = Path(__file__).with_name("style.css")
+PICTURE_WIDTH, PICTURE_QUALITY = 600, 35  # pixels, and of WebP: one page holds all of them
 LOOK = {HOLDS: "holds", IN_PART: "part", FAILS: "fails", UNDECIDED: "undecided"}
 LOOK |= {CONTROL: "other", IDENTITY: "other"}
 MARK = MARKS | {CONTROL: "–", IDENTITY: "="}
@@ -39,23 +48,37 @@ def page(found: Sequence[Result]) -> str:
             groups=by_experiment(found),
             tally=tally(found),
             rule=RULE,
-            style=Markup(STYLE.read_text(encoding="utf-8")),
+            style=Markup(STYLE.read_text(encoding="utf-8") + charts.style()),
+            vega=charts.packed_vega(),
+            drawing=Markup(charts.drawing()),
         )
     )
 
 
+@cache
 def environment() -> Environment:
     """The templates of the report, and the words they have for what results hold."""
     return templates(
         TEMPLATES,
         autoescape=True,
         compared=_compared,
+        evidence=evidence,
+        how=how,
         inline=_inline,
         json=_json,
         look=LOOK.__getitem__,
         mark=MARK.__getitem__,
         outcome=outcome,
+        packed=charts.packed_json,
+        rst=as_html,
+        sentences=sentences,
+        through_training=charts.through_training,
     )
+
+
+def sentences(experiment: Experiment) -> list[Sentence]:
+    """Those of the lectures that it tests."""
+    return [sentence for sentence in SENTENCES if sentence.program == experiment.name]
 
 
 def outcome(claim: dict[str, Any]) -> str:
@@ -75,8 +98,14 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 
 def _inline(path: Path) -> str:
-    """A picture as an address that holds it."""
+    """A picture, small, as an address that holds it."""
+    small = io.BytesIO()
     try:
-        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        with Image.open(path) as picture:
+            height = round(picture.height * PICTURE_WIDTH / picture.width)
+            picture.convert("RGB").resize((PICTURE_WIDTH, height)).save(
+                small, "WEBP", quality=PICTURE_QUALITY
+            )
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return "data:image/webp;base64," + base64.b64encode(small.getvalue()).decode()

@@ -1,20 +1,24 @@
 """The laboratory's pages, written from the committed results: a page a claim, and the lectures."""
 
-import inspect
 import shutil
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
 from experiments.common.verdicts import RULE
 from experiments.lectures import SENTENCES
-from experiments.registry import Experiment
+from experiments.report import charts
 from experiments.report.collect import COMMITTED, Result, by_experiment, collect, tally
+from experiments.report.docstrings import how
 from experiments.report.lectures import verdicts
 from experiments.report.page import environment as report_templates
+from experiments.report.page import sentences
 from experiments.site.pages import environment, write_page
+
+PAGES, STATIC = "laboratory", "laboratory-static"  # folders beside the other pages
 
 
 def write(folder: Path) -> None:
@@ -34,7 +38,7 @@ def write(folder: Path) -> None:
             words,
             experiment=experiment,
             runs=list(zip(runs, pictures, strict=True)),
-            sentences=[s for s in SENTENCES if s.program == experiment.name],
+            sentences=sentences(experiment),
             how=how(experiment),
         )
         write_page(folder / f"{experiment.name}.rst", text)
@@ -47,12 +51,6 @@ def write(folder: Path) -> None:
     )
 
 
-def how(experiment: Experiment) -> str:
-    """What the program does, in the words of its docstring; the first line repeats the claim."""
-    _, _, text = (inspect.getdoc(experiment.module) or "").partition("\n")
-    return text.strip()
-
-
 def _copy(run: Result, folder: Path) -> str:
     """The name of the picture in `folder`."""
     name = f"{run.experiment.name}-{run.config['preset']}.png"
@@ -61,7 +59,31 @@ def _copy(run: Result, folder: Path) -> str:
     return name
 
 
+def _write_static(folder: Path) -> None:
+    """What draws the charts, once for all pages."""
+    folder.mkdir()
+    files = {"vega.js": charts.vega(), "charts.js": charts.drawing(), "charts.css": charts.style()}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _begin(app: Sphinx) -> None:
+    folder = Path(app.srcdir)
+    write(folder / PAGES)
+    _write_static(folder / STATIC)
+    app.config.html_static_path.append(str(folder / STATIC))
+
+
+def _load(app: Sphinx, page: str, *_: Any) -> None:
+    """Nothing but the laboratory's pages loads what draws."""
+    if page.startswith(f"{PAGES}/"):
+        app.add_css_file("charts.css")
+        for script in ("vega.js", "charts.js"):
+            app.add_js_file(script, loading_method="defer")
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Writes the pages when a build begins."""
-    app.connect("builder-inited", lambda app: write(Path(app.srcdir) / "laboratory"))
+    app.connect("builder-inited", _begin)
+    app.connect("html-page-context", _load)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -86,14 +86,17 @@ def test_the_page_holds_everything_and_loads_nothing(runs, capsys):
     text = Path("page.html").read_text()
     seen = Page(text)
     assert len(seen.loads) == 2
-    assert all(load.startswith("data:image/png;base64,iVBOR") for load in seen.loads)
-    assert "<script" not in text and "url(" not in text
+    assert all(load.startswith("data:image/webp;base64,UklGR") for load in seen.loads)
+    assert "url(" not in text
     words = " ".join(seen.words)
     for result in collect([runs]):
         for claim in result.summary["claims"]:
             for key in ("claim", "source", "found", "verdict", "test"):
                 assert claim[key] in words
         assert result.command in words and result.experiment.source in words
+        assert result.experiment.see in words
+    for sentence in (s for s in SENTENCES if s.program == RUN.name):
+        assert sentence.said in words and sentence.chinese in words
     assert "Compare 2 runs" in words
 
 
@@ -207,7 +210,7 @@ def test_a_browser_shows_it_at_any_width(runs, tmp_path, width):
     assert seen["inner"] == width and seen["wide"] <= width
     assert len(seen["images"]) == 2
     for natural, shown, ratio in seen["images"]:
-        assert natural > 1000 and shown > 0.8 * min(width, 560) and 0.3 < ratio < 3
+        assert natural >= 600 and shown > 0.8 * min(width, 560) and 0.3 < ratio < 3
     assert seen["font"] == "16px"
 
 

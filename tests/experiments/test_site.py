@@ -97,7 +97,8 @@ def test_the_site_is_built_complete_and_reads_offline(tmp_path):
     assert "<math" in formula and r"\frac" not in formula and "TypeAlias" not in formula
     for experiment in EXPERIMENTS:
         text = (site / "laboratory" / f"{experiment.name}.html").read_text()
-        assert 'class="badge' in text
+        assert 'class="badge' in text and 'data-kind="evidence"' in text
+        assert "_static/vega.js" in text and experiment.see in html.unescape(text)
         assert f"python -m experiments run {experiment.name}" in re.sub("<[^>]+>", "", text)
     for page in (page for page in site.rglob("*.html") if "_static" not in page.parts):
         for address in Loads(page).addresses:
