@@ -29,9 +29,11 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
 }
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_copy_source = False
 html_show_sourcelink = False
 html_math_renderer = "mathml"
+highlight_language = "text"  # of blocks that name none: formulas and commands
 pygments_style = "a11y-high-contrast-light"
 
 # Pages: every cell is run by every build, in a folder of its own; an error is shown as a warning,
