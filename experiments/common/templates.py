@@ -1,10 +1,15 @@
-"""Templates of jinja2, in which a name that does not exist is an error and not empty."""
+"""Templates of jinja2, in which a name that does not exist is an error and not empty.
+
+`citations` cuts a source into pieces, those that cite something with what that is.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from experiments.papers import citations
 
 
 def templates(folder: Path, autoescape: bool, **filters: Callable[..., Any]) -> Environment:
@@ -16,5 +21,5 @@ def templates(folder: Path, autoescape: bool, **filters: Callable[..., Any]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
+    environment.filters |= {"citations": citations, **filters}
     return environment

@@ -13,6 +13,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "myst_nb",
+    "sphinx_copybutton",
     "experiments.site.laboratory",
     "experiments.site.mathml",
     "experiments.site.reference",
@@ -29,9 +30,11 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
 }
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_copy_source = False
 html_show_sourcelink = False
 html_math_renderer = "mathml"
+highlight_language = "text"  # of blocks that name none: formulas and commands
 pygments_style = "a11y-high-contrast-light"
 
 # Pages: every cell is run by every build, in a folder of its own; an error is shown as a warning,
@@ -43,6 +46,12 @@ nb_execution_timeout = 300
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+# What is copied is code, without prompts and without what it prints.
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_selector = (
+    "div.cell_input pre, div.highlight-python pre, div.highlight-bash pre, div.doctest pre"
+)
 
 # Reference: Google's docstrings, signatures one parameter a line, types where they are written.
 napoleon_numpy_docstring = False

@@ -13,6 +13,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.typing import ExtensionMetadata
 
 import bnjax
+from experiments.papers import citations
 from experiments.site.pages import environment, write_page
 
 # What Sphinx makes of names and defaults in signatures, and what people write.
@@ -81,6 +82,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Writes the pages when a build begins, and resolves what annotations refer to."""
     app.connect("builder-inited", lambda app: write(Path(app.srcdir) / "reference"))
     app.connect("autodoc-process-signature", _plain)
+    app.connect("autodoc-process-docstring", _cited)
     app.connect("missing-reference", _public)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -92,6 +94,13 @@ def _plain(
     for pattern, plain in PLAIN:
         parts = tuple(part and re.sub(pattern, plain, part) for part in parts)
     return parts
+
+
+def _cited(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Links what a docstring cites."""
+    pieces = citations("\n".join(lines))
+    text = "".join(f"`{piece} <{work.address}>`__" if work else piece for piece, work in pieces)
+    lines[:] = text.splitlines()
 
 
 def _public(

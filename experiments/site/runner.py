@@ -22,7 +22,8 @@ def run(options: Site) -> None:
       UserError: Sphinx is not there, `options.out` holds something else, or the build fails, on
         warnings too.
     """
-    missing = [name for name in ("sphinx", "myst_nb", "latex2mathml") if find_spec(name) is None]
+    needed = ("sphinx", "myst_nb", "sphinx_copybutton", "latex2mathml")
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise UserError(f"{missing[0]} is missing; pip install -e . --group site")
     out = options.out

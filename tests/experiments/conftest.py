@@ -1,10 +1,15 @@
-"""Small files that look like MNIST's."""
+"""Small files that look like MNIST's, and the site."""
 
+import os
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
+
+from experiments.site.runner import BUILT, build, copy_pages
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -31,6 +36,25 @@ def mnist_dir(tmp_path: Path) -> Path:
     for name, content in fake_mnist().items():
         (folder / name).write_bytes(content)
     return folder
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one that BNJAX_SITE names, or one that is built once for all workers, its cells unrun."""
+    if given := os.environ.get("BNJAX_SITE"):
+        return Path(given)
+    pytest.importorskip("sphinx_copybutton")
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    built = folder / "site"
+    with FileLock(folder / "site.lock"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Sphinx's packages; its own fail the build
+        if not (built / BUILT).is_file():
+            copy_pages(folder / "pages")
+            # Cells have their own test; not run, they do not tell which language they are in.
+            unrun = ("-D", "nb_execution_mode=off", "-D", "suppress_warnings=myst-nb.lexer")
+            assert build(folder / "pages", built, *unrun) == 0
+    return built
 
 
 @pytest.fixture(autouse=True)

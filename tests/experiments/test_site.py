@@ -3,9 +3,7 @@
 import contextlib
 import html
 import io
-import json
 import re
-import subprocess
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +13,8 @@ import pytest
 from experiments.cli import main
 from experiments.registry import EXPERIMENTS
 from experiments.site.cells import cells, only_shown
-from experiments.site.runner import SOURCE, build, copy_pages
+from experiments.site.runner import SOURCE
 from tests._committed import needs_results
-from tests.experiments.test_report import CHROMIUM
 from tests.test_promises import PUBLIC
 
 GUIDES = sorted(
@@ -81,14 +78,7 @@ class Loads(HTMLParser):
 
 
 @needs_results
-@pytest.mark.filterwarnings("ignore")  # of Sphinx's packages; its own warnings fail the build
-def test_the_site_is_built_complete_and_reads_offline(tmp_path):
-    pytest.importorskip("myst_nb")
-    pages, site = tmp_path / "pages", tmp_path / "site"
-    copy_pages(pages)
-    # Cells have their own test; not run, they do not tell which language they are in.
-    unrun = ("-D", "nb_execution_mode=off", "-D", "suppress_warnings=myst-nb.lexer")
-    assert build(pages, site, *unrun) == 0
+def test_the_site_is_complete_and_reads_offline(site):
     for name in PUBLIC:
         room, _, last = name.rpartition(".")
         text = (site / "reference" / room / f"{last}.html").read_text()
@@ -104,33 +94,6 @@ def test_the_site_is_built_complete_and_reads_offline(tmp_path):
         for address in Loads(page).addresses:
             inside = address.startswith(("data:", "#"))
             assert inside or (page.parent / address.split("?")[0]).is_file(), (page, address)
-    if CHROMIUM:
-        shown = ("index", "guides/freeze", "reference/bnjax/batch_norm", "laboratory/depth")
-        for page in shown:
-            assert too_wide(site / f"{page}.html", tmp_path) == {"390": [], "1280": []}, page
-
-
-def too_wide(page: Path, folder: Path) -> dict[str, list[str]]:
-    """What of `page` is cut off in the window of a phone and of a desk: begins of such elements."""
-    frame = f'<iframe src="{page.as_uri()}" height=900 width='
-    read = """<script>
-      const scrolls = e => e.className !== "bd-article" && e.parentElement && (
-        ["auto", "scroll"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
-      const cut = f => [...f.document.querySelectorAll(".bd-article *")].filter(
-        e => e.getBoundingClientRect().right > f.innerWidth + 1 && !scrolls(e));
-      addEventListener("load", () => setTimeout(() => {
-        document.title = JSON.stringify(Object.fromEntries(Array.from(frames, f =>
-          [f.innerWidth, cut(f).map(e => e.outerHTML.slice(0, 80))]))) }, 500))</script>"""
-    (folder / "frames.html").write_text(f"{frame}390></iframe>{frame}1280></iframe>{read}")
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-        f"--user-data-dir={folder / 'profile'}", "--window-size=1800,1000",
-        "--virtual-time-budget=5000", "--dump-dom", (folder / "frames.html").as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert found, done.stdout[:500]
-    return json.loads(html.unescape(found[1]))
 
 
 @pytest.mark.skipif(find_spec("sphinx") is None, reason="needs the extra site")
