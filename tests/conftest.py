@@ -49,11 +49,20 @@ def pytest_configure(config):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
+def pytest_runtest_protocol(item, nextitem):
     mark = item.get_closest_marker("compiled")
     usual = USUAL.get(item.path.parent.name, "quickly")
     with compiling(mark.args[0] if mark else usual):
-        return (yield)
+        result = yield
+    if nextitem is None or nextitem.path != item.path:
+        forget_programs()
+    return result
+
+
+def forget_programs():
+    """Every program that JAX keeps makes it slower to trace the next: thousands, several times."""
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_runtest_setup(item):

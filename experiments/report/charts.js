@@ -46,6 +46,7 @@ async function embed(figure, spec, params, { text, config }) {
   const place = figure.querySelector(".plot");
   const found = await vegaEmbed(place, spec, { mode: "vega-lite", renderer: "svg", actions: false, config,
     tooltip: { disableDefaultStyle: true, id: "chart-tooltip" } });
+  place.querySelector("svg").setAttribute("aria-hidden", "true");  // its place says what it shows
   figure.classList.add("drawn");
   return found.view;
 }

@@ -32,4 +32,8 @@ def as_html(text: str) -> Markup:
     from docutils.core import publish_parts
 
     settings = {"report_level": 2, "halt_level": 2, "file_insertion_enabled": False}
-    return Markup(publish_parts(text, writer="html5", settings_overrides=settings).get("body", ""))
+    body = publish_parts(text, writer="html5", settings_overrides=settings).get("body", "")
+    # A line too long for the page is scrolled to by the keyboard too.
+    return Markup(
+        body.replace('<pre class="literal-block">', '<pre class="literal-block" tabindex="0">')
+    )
