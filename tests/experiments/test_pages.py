@@ -91,9 +91,11 @@ def pages(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     names = [name for name in found if name.startswith("reference/") and name.count("/") == 2]
     for name in set(names) - set(names[::SAMPLE]):
         del found[name]
-    report = tmp_path_factory.mktemp("report") / "report.html"
-    report.write_text(report_page(collect([COMMITTED])), encoding="utf-8")
-    return found | {"report": report}
+    folder = tmp_path_factory.mktemp("report")
+    for name, results in {"report": COMMITTED, "short report": COMMITTED / "depth"}.items():
+        found[name] = folder / f"{name}.html"
+        found[name].write_text(report_page(collect([results])), encoding="utf-8")
+    return found
 
 
 def opened(browser: Any, errors: list[str], **options: Any) -> Any:
@@ -139,7 +141,7 @@ def test_pages_fit_are_legible_and_pass_axe(browser, pages):
     [
         ("guides/masks", {"a", ".copybtn", ".search-button-field", ".theme-switch-button"}),
         ("laboratory/depth", {"a", "summary", ".search-button-field", ".theme-switch-button"}),
-        ("report", {"a", "summary"}),
+        ("short report", {"a", "summary"}),
     ],
 )
 def test_the_tab_key_reaches_everything_visibly_and_comes_out_again(browser, pages, name, kinds):
