@@ -10,8 +10,10 @@ import optax
 from bnjax.training import TrainState
 from experiments.common.loop import Examples, Metrics, variables_of
 from experiments.common.loss import make_loss_fn
+from experiments.common.scales import percentiles
 
-PERCENTILES = (15, 50, 85)
+OF_EACH_UNIT = (15, 50, 85)  # percentiles, those of Ioffe & Szegedy 2015, Fig. 1
+LOOKED_AT = 500  # test images, in the percentiles over all units of a layer
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -62,9 +64,11 @@ def gradient(state: TrainState, batch: Examples, *, model: nn.Module) -> Any:
 def evaluate_with_inputs(
     state: TrainState, test: Examples, *, model: nn.Module, layer: int = -1
 ) -> Metrics:
-    """Test metrics, and percentiles over the test set of what the activations of a layer get.
+    """Test metrics, and percentiles of what the activations get.
 
-    Batch norm uses its running statistics here, as it would in use.
+    Batch norm uses its running statistics here, as it would in use. What one layer gets is asked
+    unit by unit over the test set; what each layer gets, of all its units at once, over the first
+    `LOOKED_AT` images, as millions of numbers would take longer to sort than to make.
 
     Args:
       state: weights and running statistics.
@@ -73,12 +77,18 @@ def evaluate_with_inputs(
       layer: hidden layer; -1 is the last.
 
     Returns:
-      `test_accuracy`, `test_loss`, and `percentiles` (3, units), the `PERCENTILES`.
+      `test_accuracy`, `test_loss`, `percentiles` (3, units) of `layer`, those `OF_EACH_UNIT`, and
+      of every hidden layer, counted from 1, those of `experiments.common.scales` such as
+      `input_1_50`.
     """
     images, labels = test
     variables = variables_of(state)
     applied: Any = model.apply(variables, images, train=False, mutable=["intermediates"])
     logits, seen = applied
-    inputs = seen["intermediates"]["activation_input"][layer]
-    percentiles = jnp.percentile(inputs, jnp.array(PERCENTILES, inputs.dtype), axis=0)
-    return test_metrics(logits, labels) | {"percentiles": percentiles}
+    inputs = seen["intermediates"]["activation_input"]
+    wanted = jnp.array(OF_EACH_UNIT, logits.dtype)
+    found = test_metrics(logits, labels)
+    found["percentiles"] = jnp.percentile(inputs[layer], wanted, axis=0)
+    for number, units in enumerate(inputs, 1):
+        found |= percentiles(f"input_{number}", units[:LOOKED_AT])
+    return found

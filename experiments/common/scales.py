@@ -1,4 +1,4 @@
-"""What scales and shifts of norms have become, in a few numbers a layer."""
+"""What the numbers of a layer have become, in a few of them: scales, shifts, inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +20,9 @@ def norm_names(params: dict[str, Any]) -> list[str]:
 
 
 def percentiles(name: str, values: jax.Array) -> Metrics:
-    """The `PERCENTILES` of `values` (units,), such as `scale_5`."""
-    return {f"{name}_{q}": jnp.percentile(values, jnp.float32(q)) for q in PERCENTILES}
+    """The `PERCENTILES` of `values`, of any shape, such as `scale_5`."""
+    found = jnp.percentile(values, jnp.array(PERCENTILES, values.dtype))
+    return {f"{name}_{q}": value for q, value in zip(PERCENTILES, found, strict=True)}
 
 
 def draw_percentiles(

@@ -78,6 +78,7 @@ WORDS = {
     "error_gap": "gap of the error",
     "excess": "excess loss",
     "gradient_to_size": "gradient / size of the weights",
+    "input": "inputs of the activations",
     "loss_gap": "gap of the loss",
     "loss_high": "highest loss along the gradient",
     "loss_low": "lowest loss along the gradient",

@@ -116,6 +116,23 @@ def test_evaluations_come_at_the_interval_and_at_the_end():
         assert (low < middle).all() and (middle < high).all()
 
 
+def test_percentiles_are_of_what_the_activations_get():
+    model = MLP(hidden=(5, 4), batch_norm=True)
+    state = init_state(jax.random.key(0), model, optax.sgd(0.5), IMAGES.shape[1])
+    images, labels = jnp.asarray(IMAGES[:20]), jnp.asarray(LABELS[:20])
+    metrics = evaluate_with_inputs(state, (images, labels), model=model)
+    first, second = state.params["Dense_0"], state.params["Dense_1"]
+    # The running statistics are 0 and 1 before training, so batch norm does next to nothing.
+    inputs = np.float64(images) @ np.float64(first["kernel"])
+    last = (1 / (1 + np.exp(-inputs))) @ np.float64(second["kernel"])
+    each_unit = np.percentile(last, (15, 50, 85), axis=0)
+    np.testing.assert_allclose(metrics["percentiles"], each_unit, rtol=1e-4, atol=1e-5)
+    for number, values in enumerate((inputs, last), 1):
+        found = [metrics[f"input_{number}_{q}"] for q in (5, 25, 50, 75, 95)]
+        wanted = np.percentile(values, (5, 25, 50, 75, 95))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_the_interval_changes_no_weights():
     often, seldom = collect(eval_every=3)[-1], collect(eval_every=8)[-1]
     for name in ("test_loss", "test_accuracy"):
