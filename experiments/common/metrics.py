@@ -13,7 +13,7 @@ from experiments.common.loss import make_loss_fn
 from experiments.common.scales import percentiles
 
 OF_EACH_UNIT = (15, 50, 85)  # percentiles, those of Ioffe & Szegedy 2015, Fig. 1
-LOOKED_AT = 500  # test images, in the percentiles over all units of a layer
+LOOKED_AT = 100  # test images, in the percentiles over all units of a layer
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
