@@ -202,7 +202,7 @@ EXPERIMENTS = (
         "In training, a batch is one large network, and may cheat",
         "In training, an image's class does not hang on its company here",
         "Lee; Ng; He et al. 2020 (MoCo)",
-        {"quick": 0.4, "long": 3},
+        {"quick": 0.4, "long": 9},
         "With batch norm, an image's class changes with its company, in small batches nearly "
         "always; without it, never.",
     ),

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+
+from experiments.common.plots import percent_axis
 
 
 def legend_above(figure: Figure, ax: Axes, columns: int, inches: float = 0.3) -> None:
@@ -26,4 +27,4 @@ def near_best(ax: Axes, points: float = 0.1) -> None:
     """Accuracies down to `points` below the best line: those of networks that diverge are cut."""
     best = max(float(np.nanmax(np.asarray(line.get_ydata(), float))) for line in ax.lines)
     ax.set_ylim(max(best - points, 0), min(best + points / 5, 1))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(ax.yaxis)

@@ -14,7 +14,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, Formatter, Locator, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    Formatter,
+    Locator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+)
 
 from experiments.common.settings import NORMALISED, PLAIN, Settings
 from experiments.common.verdicts import CLAIM, FAILS, HOLDS, IN_PART, MARKS, UNDECIDED, Row
@@ -141,6 +148,20 @@ def set_ticks(axis: Axis, locator: Locator, form: str | Formatter = COUNT) -> No
     axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(form)
+
+
+class _Shares(MaxNLocator):
+    """Round percents, and none above 100, where there is room for a legend at most."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        ticks = np.asarray(super().tick_values(vmin, vmax))
+        return ticks[ticks <= 1 + 1e-9]
+
+
+def percent_axis(axis: Axis) -> None:
+    """Ticks of a linear axis of shares as percents, such as 0.125 as 12.5%."""
+    axis.set_major_locator(_Shares(8, steps=(1, 2, 5, 10)))
+    axis.set_major_formatter(lambda share, _: f"{100 * share:.6g}%")
 
 
 def log_axis(ax: Axes, places: Sequence[float], form: str | Formatter = COUNT) -> None:

@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from bnjax.linen import BatchNorm
 from bnjax.training import TrainState
@@ -47,6 +46,7 @@ from experiments.common.plots import (
     draw_dots,
     entitle,
     narrow,
+    percent_axis,
 )
 from experiments.common.records import Record, series
 from experiments.common.scales import draw_percentiles, norm_names, percentiles
@@ -268,7 +268,7 @@ def _draw_errors(ax: Axes, records: Sequence[Record], trials: dict[str, str]) ->
         draw_dots(ax, place, 1 - final(records, trial, "test_accuracy"), COLORS[name])
     ax.set_xticks(range(len(AFFINE)), ("both", "scale", "shift", "neither"))
     ax.set_ylim(0, None)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    percent_axis(ax.yaxis)
     ax.set_ylabel("test error")
     entitle(ax, "test error, every seed", "c")
 

@@ -32,7 +32,6 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from bnjax.training import TrainState
 from experiments.common.data import Dataset
@@ -50,6 +49,7 @@ from experiments.common.plots import (
     entitle,
     log_axis,
     narrow,
+    percent_axis,
 )
 from experiments.common.rates import SGD, set_rate
 from experiments.common.records import Record, series
@@ -244,7 +244,7 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
     spread.legend(loc="lower center", bbox_to_anchor=(0.5, 0.12), **OPAQUE)
     spread.set_ylabel("spread of a logit\n(share of that of all)")
     entitle(spread, "company moves logits", "a")
-    changed.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(changed.yaxis)
     changed.set_ylabel("images whose class changes")
     entitle(changed, "and classes", "b")
     _draw_task(task, records)
@@ -252,7 +252,7 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
         found = final(records, way, "class_accuracy")
         draw_dots(classes, place, found, COLORS[way], marker=MARKERS[way])
     classes.set_xticks((0, 1), ("same\nparts", "shuffled\nparts"))
-    classes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(classes.yaxis)
     classes.set_ylabel("class from features")
     entitle(classes, "what was learned", "d")
     return figure
@@ -265,7 +265,7 @@ def _draw_task(ax: Axes, records: Sequence[Record]) -> None:
             steps, values = series(records, way, f"task_{asked}")
             draw_band(ax, steps, values, COLORS[way], f"{way.split()[0]}, asked {asked}", style)
     ax.set_ylim(0, 2.3 * ax.get_ylim()[1])  # the legend goes above
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(ax.yaxis)
     ax.set(xlabel="training step", ylabel="task accuracy")
     ax.legend(loc="upper left", title="parts in training", fontsize=9, **OPAQUE)
     entitle(ax, "finding the other view", "c")

@@ -26,7 +26,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator
 
 from experiments.common.data import Dataset, binarize, hold_out
 from experiments.common.histories import count_steps, final, last, log_speed_up, steps_to_target
@@ -41,6 +41,7 @@ from experiments.common.plots import (
     draw_dots,
     entitle,
     narrow,
+    percent_axis,
     stretch_accuracy,
     stretch_steps,
 )
@@ -184,7 +185,7 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
     for network in NETWORKS:
         rates, color = settings.rates, COLORS[network]
         draw_sweep(sweeps, records, network, rates, color, STYLES[network], chosen[network])
-    sweeps.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(sweeps.yaxis)
     entitle(sweeps, "accuracy by rate", "b")
     _draw_drift(drifts, records, names)
     return figure

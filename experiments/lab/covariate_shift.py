@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator
 
 from bnjax.training import adapt
 from experiments.common.data import Dataset, Split
@@ -47,6 +47,7 @@ from experiments.common.plots import (
     draw_band,
     entitle,
     narrow,
+    percent_axis,
     set_ticks,
 )
 from experiments.common.population import (
@@ -284,5 +285,5 @@ def _draw_shift(ax: Axes, records: Sequence[Record], shift: str) -> None:
     set_ticks(ax.xaxis, FixedLocator([4, 32, 256, 2048]))
     ax.set_xlabel("unlabelled images (log scale)")
     ax.set_ylim(-0.03, 1.03)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(ax.yaxis)
     ax.set_ylabel("test accuracy")

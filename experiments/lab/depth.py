@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, ScalarFormatter
 
 from experiments.common.data import Dataset, hold_out
 from experiments.common.deep import LOOKS as RELU_LOOKS
@@ -41,6 +41,7 @@ from experiments.common.plots import (
     draw_band,
     entitle,
     narrow,
+    percent_axis,
     set_ticks,
 )
 from experiments.common.records import Record, per_seed, series
@@ -322,4 +323,4 @@ def _label(axes: np.ndarray, settings: DepthSettings) -> None:
     axes[2, 0].set_ylabel("validation accuracy")
     for ax in axes[1:, 0]:
         ax.set_ylim(0, 1.02)
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        percent_axis(ax.yaxis)

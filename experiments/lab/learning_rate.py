@@ -26,14 +26,23 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator
 
 from experiments.common.data import NUM_CLASSES, Dataset, hold_out
 from experiments.common.histories import count_steps, final, log_speed_up, steps_to_target
 from experiments.common.loop import one_by_one
 from experiments.common.models import ACTIVATIONS, MLP, OfPixels
 from experiments.common.norms import batch_norm
-from experiments.common.plots import COLORS, GREY, STYLES, draw_band, entitle, narrow, set_ticks
+from experiments.common.plots import (
+    COLORS,
+    GREY,
+    STYLES,
+    draw_band,
+    entitle,
+    narrow,
+    percent_axis,
+    set_ticks,
+)
 from experiments.common.records import Record, series
 from experiments.common.resnet import ResNet
 from experiments.common.settings import NETWORKS, NORMALISED, PLAIN, TargetSettings
@@ -287,7 +296,7 @@ def _mark_factors(ax: Axes, plain: Sweep) -> None:
 def _label(axes: np.ndarray, settings: RateSettings) -> None:
     accuracy, speed = axes[:, 0]
     accuracy.set_ylabel(f"test accuracy after {settings.steps:,} steps")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(accuracy.yaxis)
     accuracy.set_ylim(0, 1.03)
     speed.set_ylabel(f"steps to {settings.target_accuracy:.0%} (log scale)")
     speed.set_xscale("log")

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator
 
 from bnjax.linen import BatchNorm
 from bnjax.training import TrainState
@@ -51,6 +51,7 @@ from experiments.common.plots import (
     ORANGE,
     entitle,
     narrow,
+    percent_axis,
     set_ticks,
 )
 from experiments.common.rates import SGD, set_rate
@@ -286,7 +287,7 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
     gap.legend(loc="lower left", **OPAQUE)
     gap.set_xlim(0.035, 1.9)  # room for the labels
     entitle(gap, "train-test gap against noise", "a")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    percent_axis(accuracy.yaxis)
     accuracy.set_ylabel("test accuracy")
     accuracy.set_xlabel("noise of what the output layer gets (log scale)")
     entitle(accuracy, "what it is worth", "b")

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator
 
 from bnjax.training import TrainState
 from experiments.common.data import Dataset, hold_out
@@ -42,6 +42,7 @@ from experiments.common.plots import (
     draw_dots,
     entitle,
     narrow,
+    percent_axis,
     set_ticks,
     stretch_accuracy,
     stretch_steps,
@@ -226,7 +227,7 @@ def _label_accuracy(ax: Axes, settings: Settings) -> None:
     if settings.target_accuracy > LEAST:
         stretch_accuracy(ax, LEAST, 0.992, "")
     else:
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        percent_axis(ax.yaxis)
 
 
 def _draw_sweeps(ax: Axes, records: Sequence[Record], settings: Settings) -> None:

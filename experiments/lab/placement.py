@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator
 
 from bnjax.training import TrainState
 from experiments.common.data import Dataset, hold_out
@@ -37,6 +37,7 @@ from experiments.common.plots import (
     draw_band,
     entitle,
     narrow,
+    percent_axis,
     set_ticks,
     stretch_accuracy,
     stretch_steps,
@@ -269,5 +270,5 @@ def _draw_sweep(ax: Axes, records: Sequence[Record], settings: Settings, kind: s
     ax.set_xscale("log")
     ax.set_ylim(0, 1.08)
     set_ticks(ax.xaxis, LogLocator(numticks=6), "{x:g}")
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(ax.yaxis)
     ax.set_xlabel("learning rate")

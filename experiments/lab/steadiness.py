@@ -51,6 +51,7 @@ from experiments.common.plots import (
     draw_dots,
     entitle,
     narrow,
+    percent_axis,
     set_ticks,
 )
 from experiments.common.records import Record, series
@@ -281,7 +282,7 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
     change, lost = figure.add_subplot(grid[2, 0]), figure.add_subplot(grid[2, 1])
     _draw_noise(change, records, names, "change", "change, last layer")
     _draw_noise(lost, records, names, "lost", "accuracy lost")
-    lost.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(lost.yaxis)
     entitle(change, "noise in layer 1: change", "d")
     entitle(lost, "accuracy it costs", "e")
     return figure

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator
 
 from bnjax.linen import BatchNorm
 from bnjax.training import TrainState
@@ -52,6 +52,7 @@ from experiments.common.plots import (
     draw_dots,
     entitle,
     narrow,
+    percent_axis,
     set_ticks,
 )
 from experiments.common.records import Record, per_seed
@@ -298,6 +299,6 @@ def _draw_undone(ax: Axes, records: Sequence[Record], classifier: str) -> None:
     for level in (0, 1):
         ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":")
     ax.set_xticks(range(len(PLACES)), PLACES)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(ax.yaxis)
     ax.set_ylabel("normalisation undone")
     entitle(ax, "undone if asked to", "d")
