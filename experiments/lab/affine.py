@@ -110,9 +110,9 @@ def trials(settings: Settings, data: Dataset) -> list[Trial]:
 
 
 def evaluate_with_scales(state: TrainState, test: Examples, *, model: nn.Module) -> Metrics:
-    """Test metrics, root mean squares of scale and shift, and each layer's scales in percentiles.
+    """Test metrics, root mean squares of scale and shift, and each layer's in percentiles.
 
-    Those are `scale_1_5` to `scale_3_95`.
+    Those are `scale_1_5` to `bias_3_95`.
     """
     layers = [state.params[name] for name in norm_names(state.params)]
     found = evaluate(state, test, model=model)
@@ -120,6 +120,7 @@ def evaluate_with_scales(state: TrainState, test: Examples, *, model: nn.Module)
         found[f"rms_{name}"] = jnp.sqrt(jnp.mean(jnp.stack([each[name] for each in layers]) ** 2))
     for number, layer in enumerate(layers, 1):
         found |= percentiles(f"scale_{number}", layer["scale"])
+        found |= percentiles(f"bias_{number}", layer["bias"])
     return found
 
 

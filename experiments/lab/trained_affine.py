@@ -154,7 +154,11 @@ def undone(params: dict[str, jax.Array], mean: jax.Array, var: jax.Array) -> jax
 
 def _spread(params: dict[str, jax.Array], var: jax.Array, number: int) -> Metrics:
     sd = jnp.sqrt(var + BatchNorm.epsilon)
-    return percentiles(f"scale_{number}", params["scale"]) | percentiles(f"sd_{number}", sd)
+    values = {"scale": params["scale"], "bias": params["bias"], "sd": sd}
+    found: Metrics = {}
+    for name, each in values.items():
+        found |= percentiles(f"{name}_{number}", each)
+    return found
 
 
 def imitate(settings: Settings, data: Dataset) -> Iterator[Record]:

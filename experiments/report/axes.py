@@ -69,6 +69,7 @@ FLOORS = {"excess": 1e-6}  # below which a loss is as good as arrived
 WORDS = {
     VALIDATION: "accuracy on images held out",
     "beta": "effective beta",
+    "bias": "shift",
     "bias_gradient": "gradient of the bias",
     "centred_rank": "effective rank, mean taken away",
     "change": "change of the gradient along itself",
