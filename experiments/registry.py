@@ -148,7 +148,7 @@ EXPERIMENTS = (
         "Scale and shift alone train a network of random weights",
         "Scale and shift alone do not train a network of random weights here",
         "Frankle, Schwab & Morcos 2021",
-        {"quick": 0.7, "long": 10},
+        {"quick": 0.7, "long": 25},
         "With random weights left as they are, scale and shift alone come past as many other "
         "weights, and closer to everything the wider the network.",
     ),

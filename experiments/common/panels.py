@@ -24,7 +24,11 @@ def legend_above(figure: Figure, ax: Axes, columns: int, inches: float = 0.3) ->
 
 
 def near_best(ax: Axes, points: float = 0.1) -> None:
-    """Accuracies down to `points` below the best line: those of networks that diverge are cut."""
-    best = max(float(np.nanmax(np.asarray(line.get_ydata(), float))) for line in ax.lines)
-    ax.set_ylim(max(best - points, 0), min(best + points / 5, 1))
+    """Accuracies down to `points` below the best line, or the best of the worst one.
+
+    Those of networks that diverge are cut.
+    """
+    peaks = [float(np.nanmax(np.asarray(line.get_ydata(), float))) for line in ax.lines]
+    low = min(max(peaks) - points, min(peaks) - points / 5)
+    ax.set_ylim(max(low, 0), min(max(peaks) + points / 5, 1))
     percent_axis(ax.yaxis)
