@@ -24,7 +24,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "accelerators": Benchmark(
         "what batch norm costs in programs for a TPU and a GPU, compiled and counted without them",
-        "14 min, with the extras tpu and cuda",
+        "42 min beside a training run, with the extras tpu and cuda",
         ("rounds",),
     ),
     "checkpoint": Benchmark(
