@@ -121,7 +121,7 @@ EXPERIMENTS = (
         "Before or after the activation, batch norm works",
         "Before or after the activation, batch norm does not always work here",
         "Lee; Raschka",
-        {"quick": 0.8, "long": 11},
+        {"quick": 0.8, "long": 8},
         "Before or after the activation, networks with batch norm arrive sooner than without; "
         "only from saturated weights does the place matter much.",
     ),
