@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from experiments.cli import main
 from experiments.common import contents
@@ -38,6 +39,8 @@ FILES = {
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "result"
     assert main([*RUN, "--out", str(folder)]) == 0
+    # Hundreds of reports hold the picture: a small one.
+    Image.new("RGB", (8, 8)).save(folder / "convergence.png")
     return folder
 
 
