@@ -175,7 +175,7 @@ EXPERIMENTS = (
         "Batch norm regularises slightly, as dropout does",
         "Batch norm does not regularise slightly, as dropout does, here",
         "Ng",
-        {"quick": 0.6, "long": 5},
+        {"quick": 0.6, "long": 9},
         "The noisier the statistics, the narrower the gap between test and training loss, and "
         "about as much as dropout of the same noise.",
     ),

@@ -45,9 +45,9 @@ from experiments.common.errors import UserError
 from experiments.common.gap import evaluate_gap, with_train_in_front
 from experiments.common.histories import final
 from experiments.common.loop import Examples, Metrics, variables_of
+from experiments.common.panels import legend_above
 from experiments.common.plots import (
     BLUE,
-    OPAQUE,
     ORANGE,
     entitle,
     narrow,
@@ -65,6 +65,7 @@ BATCH = 256
 SIZES = (8, 16, 64, BATCH)  # images whose statistics normalise them
 NGS, NOISIEST = 64, 8  # of those, which are judged
 DROPPED = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # probabilities
+LABELLED = (0.02, 0.2, 0.5)  # of those in the picture
 WATCHED, PASSES = 64, 8  # images whose noise is measured, and how often they are seen
 MARGIN = 0.1  # of the gap without noise
 SHARES = Unit("of the gap without noise", "+.3f")
@@ -158,6 +159,9 @@ def name_of(size: int = BATCH, dropped: float = 0.0) -> str:
     return f"dropout {dropped:g}" if dropped else f"statistics of {size}"
 
 
+DROPOUT = [name_of(dropped=p) for p in DROPPED]
+
+
 def dropping(dropped: float, *, learning_rate: float) -> Any:
     """A `prepare` of `train_seeds` that sets the probability and the learning rate."""
     at_rate = set_rate(learning_rate)
@@ -207,7 +211,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     ngs, half = name_of(NGS), name_of(dropped=0.5)
     apart = {size: like_dropout(records, name_of(size)) / whole.mean() for size in SIZES}
 
-    dropped = _by_noise(records, "noise")[0].mean(1)
+    dropped = _by_noise(records, DROPOUT, "noise")[0].mean(1)
 
     def equal(size: int) -> str:
         own = noise[name_of(size)].mean()
@@ -257,9 +261,10 @@ def _names() -> list[str]:
     return [*map(name_of, SIZES), *(name_of(dropped=p) for p in DROPPED[1:])]
 
 
-def _by_noise(records: Sequence[Record], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Noise and a metric of dropout, (probabilities, seeds) each."""
-    names = [name_of(dropped=p) for p in DROPPED]
+def _by_noise(
+    records: Sequence[Record], names: Sequence[str], metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise and a metric of some networks, (networks, seeds) each."""
     noise, values = (
         np.stack([final(records, name, what) for name in names]) for what in ("noise", metric)
     )
@@ -268,7 +273,7 @@ def _by_noise(records: Sequence[Record], metric: str) -> tuple[np.ndarray, np.nd
 
 def like_dropout(records: Sequence[Record], name: str) -> np.ndarray:
     """The gap of a network minus that of dropout with the same noise, (seeds,)."""
-    noise, gaps = _by_noise(records, "loss_gap")
+    noise, gaps = _by_noise(records, DROPOUT, "loss_gap")
     at, own = final(records, name, "noise"), final(records, name, "loss_gap")
     dropout = [
         np.interp(np.log(at[seed]), np.log(noise[:, seed]), gaps[:, seed])
@@ -284,7 +289,7 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
     for ax, metric in ((gap, "loss_gap"), (accuracy, "test_accuracy")):
         _draw_against_noise(ax, records, metric)
     gap.set_ylabel("test minus training loss")
-    gap.legend(loc="lower left", **OPAQUE)
+    legend_above(figure, gap, 2)
     gap.set_xlim(0.035, 1.9)  # room for the labels
     entitle(gap, "train-test gap against noise", "a")
     percent_axis(accuracy.yaxis)
@@ -295,16 +300,14 @@ def draw(records: Sequence[Record], settings: Settings) -> Figure:
 
 
 def _draw_against_noise(ax: Axes, records: Sequence[Record], metric: str) -> None:
-    noise, values = _by_noise(records, metric)
-    labelled = metric == "loss_gap"
-    labels = [f"p = {p:g}" if labelled and p != 0.1 else "" for p in DROPPED]
-    _draw_line(ax, noise, values, ORANGE, "--", "s", "dropout", labels[1:], below=False)
-    names = [name_of(size) for size in SIZES]
-    noise, values = (
-        np.stack([final(records, name, what) for name in names]) for what in ("noise", metric)
-    )
-    labels = [f"of {size}" if labelled else "" for size in SIZES]
-    _draw_line(ax, noise, values, BLUE, "-", "o", "batch norm, statistics", labels, below=True)
+    statistics = _by_noise(records, [name_of(size) for size in SIZES], metric)
+    dropout = _by_noise(records, DROPOUT, metric)
+    _draw_line(ax, *dropout, ORANGE, "--", "s", "dropout")
+    _draw_line(ax, *statistics, BLUE, "-", "o", "batch norm, statistics")
+    if metric == "loss_gap":
+        labels = [f"p = {p:g}" if p in LABELLED else "" for p in DROPPED]
+        _label(ax, *dropout, *statistics, ORANGE, labels)
+        _label(ax, *statistics, *dropout, BLUE, [f"of {size}" for size in SIZES])
     ax.set_xscale("log")
     set_ticks(ax.xaxis, FixedLocator(TICKS), "{x:g}")
 
@@ -317,24 +320,27 @@ def _draw_line(
     style: str,
     marker: str,
     label: str,
-    labels: Sequence[str],
-    *,
-    below: bool,
 ) -> None:
-    """Means over seeds with the range of the seeds, each point with its label."""
-    x, y = noise.mean(1), values.mean(1)
+    """Means over seeds with the range of the seeds."""
+    x = noise.mean(1)
     ax.fill_between(x, values.min(1), values.max(1), color=color, alpha=0.18, linewidth=0)
-    ax.plot(x, y, style, marker=marker, markersize=5, color=color, label=label)
-    for place, text in zip(range(-len(labels), 0), labels, strict=True):
-        inside = below and x[place] < x.max()  # past the end of a line there is room
-        offset = (4, 6) if not below else (-4, -13) if inside else (4, -16)
-        side: Any = "right" if inside else "left"
-        ax.annotate(
-            text,
-            (x[place], y[place]),
-            offset,
-            textcoords="offset points",
-            color=color,
-            fontsize=9,
-            ha=side,
-        )
+    ax.plot(x, values.mean(1), style, marker=marker, markersize=5, color=color, label=label)
+
+
+def _label(
+    ax: Axes,
+    noise: np.ndarray,
+    values: np.ndarray,
+    other_noise: np.ndarray,
+    other_values: np.ndarray,
+    color: str,
+    labels: Sequence[str],
+) -> None:
+    """Labels of the points of a line, on the side where the other line is not."""
+    order = np.argsort(other_noise.mean(1))
+    others = other_noise.mean(1)[order], other_values.mean(1)[order]
+    for x, y, text in zip(noise.mean(1), values.mean(1), labels, strict=True):
+        above = y > np.interp(np.log(x), np.log(others[0]), others[1])
+        offset, side = ((0, 7), "bottom") if above else ((0, -7), "top")
+        style: dict[str, Any] = {"ha": "center", "va": side, "color": color, "fontsize": 9}
+        ax.annotate(text, (x, y), offset, textcoords="offset points", **style)
