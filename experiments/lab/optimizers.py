@@ -241,7 +241,7 @@ def _draw_sweeps(ax: Axes, records: Sequence[Record], settings: Settings) -> Non
         ring(ax, rates[best], steps[best], color, 9)
     ax.set(xscale="log", yscale="log", xlabel="learning rate (log scale)")
     set_ticks(ax.xaxis, LogLocator(numticks=6), "{x:g}")
-    set_ticks(ax.yaxis, LogLocator(subs=(1, 3)))
+    set_ticks(ax.yaxis, LogLocator(subs=(1, 2, 5)))
     ax.set_ylabel(f"steps to {settings.target_accuracy:.0%} (log scale)")
     entitle(ax, "rings: fastest rates", "e")
 
