@@ -30,9 +30,9 @@ def save_norm_statistics(primitive: Any, *args: Any, **params: Any) -> bool:
     network, and what stands in one ``jax.checkpoint``          H100           TPU
                                                                 memory  bytes  memory  bytes
     ==========================================================  ======  =====  ======  =====
-    16 convolutions of width 256, norm-activation-convolution     0.55   1.08    1.12   1.10
+    16 convolutions of width 256, norm-activation-convolution     0.55   1.08    1.12   0.86
     the same under ``lax.scan``                                   0.47   0.84    0.40   0.67
-    8 residual blocks of two such, norm-activation-convolution    0.55   1.08    1.06   0.87
+    8 residual blocks of two such, norm-activation-convolution    0.55   1.08    1.06   0.77
     the same, a residual block                                    0.37   1.15    0.50   0.77
     ResNet-50, norm-activation-convolution                        0.85   1.02    0.97   0.99
     ResNet-50, a residual block                                   0.39   1.14    0.43   1.17
@@ -42,7 +42,7 @@ def save_norm_statistics(primitive: Any, *args: Any, **params: Any) -> bool:
 
     ``python -m experiments benchmark checkpoint`` counts it again, on a machine that has neither.
 
-    On TPU a straight program has nothing to gain from single blocks of norm, activation and
+    On TPU a straight program has no memory to gain from single blocks of norm, activation and
     convolution: XLA computes norm and activation inside the convolutions that read them, forward
     and backward, and keeps one array each already. Under ``lax.scan`` over blocks (with
     ``prevent_cse=False``) the saving is certain everywhere: autodiff stacks all that it keeps, on

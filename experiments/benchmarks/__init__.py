@@ -29,7 +29,7 @@ BENCHMARKS = {
     ),
     "checkpoint": Benchmark(
         "what save_norm_statistics saves in networks, and what it costs, compiled as above",
-        "235 min beside much other work, with the extras tpu and cuda",
+        "48 min beside training runs, with the extras tpu and cuda",
         (),
     ),
     "steps": Benchmark(
