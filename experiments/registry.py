@@ -166,7 +166,7 @@ EXPERIMENTS = (
         "The noise of batches regularises, that of large ones less",
         "The noise of batches does not regularise here",
         "Ng",
-        {"quick": 0.5, "long": 4},
+        {"quick": 0.5, "long": 7},
         "The gap between test and training loss opens wider in batches of 512 than of 64; "
         "differences are small beside the gap itself.",
     ),
