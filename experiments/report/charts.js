@@ -22,8 +22,7 @@ const ready = () => vega ??= (async () => {
 })();
 
 async function dataOf(figure) {
-  const script = figure.querySelector("script[type]");
-  return JSON.parse(script.type === "application/json" ? script.textContent : await unpack(script.textContent));
+  return JSON.parse(await unpack(figure.querySelector("script[type]").textContent));
 }
 
 // The page's own colours and letters, whatever scheme it is in.

@@ -33,7 +33,7 @@ TRIAL = re.compile(r"(?P<network>.*?)(, rate (?P<rate>[^,]+))?(, split \d+)?")
 SPREAD = re.compile(rf"(?P<name>\w+)_(?P<layer>\d+)_(?P<q>{'|'.join(map(str, PERCENTILES))})")
 # Of images held out, what is shown is the accuracy at the end, by learning rate.
 LEFT_OUT = re.compile(r"seed|step|test_loss|doubled|kept_.*")
-MOST_STEPS = 40  # of a line
+MOST_STEPS = 32  # of a line
 MANY_TIMES = 30  # from the least to the largest, from which on a scale is logarithmic
 Numbers = Mapping[str, np.ndarray]  # by name, (seeds, steps)
 

@@ -34,7 +34,7 @@ from experiments.report.evidence import evidence
 TEMPLATES = Path(__file__).with_name("templates")
 STYLE = Path(__file__).with_name("style.css")
 PICTURE_WIDTH = 600  # pixels; one page holds all of them
-COMPRESSION: dict[str, Any] = {"format": "AVIF", "quality": 30, "subsampling": "4:4:4", "speed": 8}
+COMPRESSION: dict[str, Any] = {"format": "AVIF", "quality": 22, "subsampling": "4:4:4", "speed": 8}
 LOOK = {HOLDS: "holds", IN_PART: "part", FAILS: "fails", UNDECIDED: "undecided"}
 LOOK |= {CONTROL: "other", IDENTITY: "other"}
 MARK = MARKS | {CONTROL: "–", IDENTITY: "="}
