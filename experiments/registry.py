@@ -102,7 +102,7 @@ EXPERIMENTS = (
         "With batch norm, the scale of the first weights matters less",
         "With batch norm, the scale of the first weights matters as much here",
         "Ioffe & Szegedy 2015, abstract; Long",
-        {"quick": 0.6, "long": 5},
+        {"quick": 0.6, "long": 35},
         "With batch norm accuracy is much the same whatever the first weights are multiplied "
         "by; without it, only weights near the usual ones train.",
     ),
@@ -112,7 +112,7 @@ EXPERIMENTS = (
         "Weight decay before batch norm does not set the rate of learning here",
         "Ioffe & Szegedy 2015, section 3.3; van Laarhoven 2017; Hoffer et al. 2018; "
         "Arora et al. 2019",
-        {"quick": 0.5, "long": 2},
+        {"quick": 0.5, "long": 6},
         "Weights of three sizes grow without weight decay, the smallest fastest; under it "
         "they meet at one size, and the effective rate stays up.",
     ),

@@ -98,15 +98,23 @@ def test_lines_are_the_means_of_the_records_at_the_rates_that_the_claims_are_abo
 
 
 @needs_results
-def test_percentiles_are_the_means_of_the_records():
-    records, found = read(of(ALL_KINDS))
+@pytest.mark.parametrize(
+    ("program", "name", "recorded"),
+    [
+        (ALL_KINDS, "scale", "scale"),
+        (ALL_KINDS, "shift", "bias"),
+        ("affine", "shift", "bias"),
+        ("convergence", "inputs of the activations", "input"),
+    ],
+)
+def test_percentiles_are_the_means_of_the_records(program, name, recorded):
+    records, found = read(of(program))
     line = next(each for each in spreads(found) if each["compared"])
-    last = line["values"]["scale"]["2"][-1]
-    name = f"{line['network']}, rate {line['rate']:g}"
+    last = line["values"][name]["2"][-1]
+    trial = f"{line['network']}, rate {line['rate']:g}"
     for q, value in zip((5, 25, 50, 75, 95), last, strict=True):
-        assert value == pytest.approx(
-            series(records, name, f"scale_2_{q}")[1][:, -1].mean(), rel=1e-3
-        )
+        mean = series(records, trial, f"{recorded}_2_{q}")[1][:, -1].mean()
+        assert value == pytest.approx(mean, rel=1e-3)
 
 
 @needs_results
