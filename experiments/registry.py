@@ -184,7 +184,7 @@ EXPERIMENTS = (
         "Small batches hurt batch norm more than group norm",
         "Small batches do not hurt batch norm more than group norm here",
         "Wu & He 2018, Table 2; Ioffe 2017; Hoffer et al. 2017",
-        {"quick": 1.2, "long": 10},
+        {"quick": 1.2, "long": 7},
         "In batches of 64 all norms do well; in batches of 2 the curve of batch norm is far "
         "below that of group norm, which hardly changes.",
     ),
