@@ -83,7 +83,7 @@ def affine_tangent(
     read of ``x`` and the cotangent gives, and one elementwise pass.
     """
     live = _live(x, mask)
-    about_mean = functools.partial(_centred, x.astype(rule.wide), live, by, rule)
+    about_mean = functools.partial(_centred, x, live, by, rule)
     if by.scale is not None and not _of_same_features(by.inv_std, by.scale):
         return _tangent_with_scale_apart(about_mean, live, by, by.scale, dx, dby)
     centred, mean_lo = about_mean(2)
@@ -149,7 +149,7 @@ def _live(x, mask):
 def _centred(x, live, by: Affine, rule: Rule, reader: int):
     """``x - mean`` about a shift of the reader's own, and what is still to be subtracted."""
     if by.mean is None:
-        return zero_unless(live, x), None
+        return zero_unless(live, x.astype(rule.wide)), None
     centred, rest = deviations(x, by.mean, live, reader, rule.short_rows)
     return centred, rest if by.mean_lo is None else rest + by.mean_lo
 

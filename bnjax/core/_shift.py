@@ -12,7 +12,7 @@ from bnjax.core._axes import zero_unless
 from bnjax.core._rule import Rule
 from bnjax.core._sharding import spec_of
 from bnjax.core._sums import abs_sq, count_and_weight
-from bnjax.core._xla import by_platform, pin
+from bnjax.core._xla import by_platform, pin, widened
 
 SMALL = 2**16  # elements, below which a sample saves no run time but still costs compile time
 PARTS = 8  # of the data, of which one is the sample; and how far a guess may be, see below
@@ -38,7 +38,8 @@ def deviations(
         shift, rest = by_platform(near, cpu=own, gpu=_shared_shift, tpu=own)
     else:
         shift, rest = own(near)
-    return zero_unless(counts, x.astype(near.dtype) - shift), rest
+    x, shift = widened(x, shift, near.dtype)
+    return zero_unless(counts, x - shift), rest
 
 
 def _own_shift(near, reader):
@@ -63,7 +64,8 @@ def sample(
     """
     sampled = None if mask is not None else _sampled_axis(x, rule.axes)
     if sampled is None:
-        return zero_unless(mask, x.astype(rule.wide)), weight
+        x, weight = widened(x, weight, rule.wide)
+        return zero_unless(mask, x), weight
     # A stride along the last axis would touch all memory, a run of it a part.
     last = sampled == x.ndim - 1
     end, stride = (x.shape[sampled] // PARTS, 1) if last else (None, PARTS)

@@ -80,7 +80,7 @@ def _standardize_jvp(rule: Rule, primals, tangents):
 
     def tangent(x, mask, stats, by, dx, dscale, dbias):
         # Here and not in each of the two, whose cotangents are to be added before they are rounded.
-        x, dx = x.astype(rule.wide), dx.astype(rule.wide)
+        dx = dx.astype(rule.wide)
         dstats = statistics_tangent(x, mask, stats, dx, rule, like=by.inv_std)
         dinv_std = inverse_std_tangent(by.inv_std, dstats.var)
         dby = Affine(dstats.mean, None, dinv_std, dscale, dbias)

@@ -104,8 +104,7 @@ def statistics(
 @statistics.defjvp
 def _statistics_jvp(rule: Rule, primals, tangents):
     def tangent(x, mask, stats, dx):
-        x, dx = x.astype(rule.wide), dx.astype(rule.wide)
-        return statistics_tangent(x, mask, stats, dx, rule, like=stats.var)
+        return statistics_tangent(x, mask, stats, dx.astype(rule.wide), rule, like=stats.var)
 
     x, mask, guess = primals
     stats = statistics(x, mask, guess, rule)
@@ -125,8 +124,8 @@ def statistics_tangent(
     :math:`\dot\mu = \sum \dot x / n` and
     :math:`\dot v = 2 \sum \mathrm{Re}\,\overline{(x-\mu)}\,\dot x / n`. The deviation is taken
     from the rounded mean and corrected afterwards, as in the forward pass. The transpose is one
-    elementwise pass; one collective each way. ``x`` and ``dx`` are of compute dtype; ``like`` is a
-    vector for :func:`once`.
+    elementwise pass; one collective each way. ``dx`` is of compute dtype; ``like`` is a vector for
+    :func:`once`.
     """
     axes, over = rule.axes, rule.over
     dx = zero_unless(mask, dx)
@@ -134,7 +133,8 @@ def statistics_tangent(
     weight = reciprocal(stats.count) if known is None else 1 / max(known, 1)
     nothing = jnp.zeros_like(stats.count), jnp.zeros_like(stats.mean), jnp.zeros_like(stats.mean)
     if not rule.about_mean:
-        (cov,) = sum_over(once(sum_of(inner(zero_unless(mask, x), dx), axes), like), over=over)
+        x = zero_unless(mask, x.astype(rule.wide))
+        (cov,) = sum_over(once(sum_of(inner(x, dx), axes), like), over=over)
         return Statistics(*nothing, 2 * times(cov, weight))
     d, rest = deviations(x, stats.mean, mask, 1, rule.short_rows)
     sums = sum_of(dx, axes), sum_of(inner(d, dx), axes).astype(dx.dtype)
