@@ -39,7 +39,7 @@ EXPERIMENTS = (
         "Batch norm trains faster and steadier",
         "Batch norm does not train faster here",
         "Ioffe & Szegedy 2015, section 4.1, Fig. 1",
-        {"quick": 1, "long": 8, "paper": 40},
+        {"quick": 1, "long": 40, "paper": 90},
         "The curve with batch norm is at the target in a tenth of the steps and ends above "
         "the other; in all four strips every seed lies right of the line.",
     ),
@@ -84,7 +84,7 @@ EXPERIMENTS = (
         "Batch norm keeps gradients from vanishing or exploding",
         "Batch norm does not keep gradients from vanishing or exploding here",
         "Raschka; Ng; Ioffe & Szegedy 2015; Yang et al. 2019",
-        {"quick": 1.5, "long": 10},
+        {"quick": 1.5, "long": 20},
         "From the last layer back to the first, gradients of sigmoids vanish without batch "
         "norm and keep their size with it; those of ReLUs explode with it.",
     ),
@@ -193,7 +193,7 @@ EXPERIMENTS = (
         "Norms that look at no batch do not mind a small one",
         "Norms that look at no batch mind a small one as well here",
         "Lee's reading list; Wu & He 2018; Salimans & Kingma 2016",
-        {"quick": 1.9, "long": 10},
+        {"quick": 1.9, "long": 20},
         "From batches of 64 to batches of 2, norms that look at no batch lose nothing, and "
         "may gain by the larger number of updates.",
     ),
