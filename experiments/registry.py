@@ -193,7 +193,7 @@ EXPERIMENTS = (
         "Norms that look at no batch do not mind a small one",
         "Norms that look at no batch mind a small one as well here",
         "Lee's reading list; Wu & He 2018; Salimans & Kingma 2016",
-        {"quick": 1.9, "long": 20},
+        {"quick": 1.9, "long": 75},
         "From batches of 64 to batches of 2, norms that look at no batch lose nothing, and "
         "may gain by the larger number of updates.",
     ),
