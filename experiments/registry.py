@@ -238,7 +238,7 @@ EXPERIMENTS = (
         "Batch norm makes the loss smoother",
         "Batch norm does not make the loss smoother here",
         "Santurkar et al. 2018, Figs. 2-4",
-        {"quick": 1, "long": 10},
+        {"quick": 1, "long": 6.5},
         "With batch norm the effective beta and the change of the gradient along itself are "
         "smaller all through training; so are they with other norms.",
     ),
