@@ -96,7 +96,7 @@ def widened(x: jax.Array, v: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, ja
     a vector of its own it is not found to be the same. Without it batch norm of bfloat16 takes 1.28
     times as long.
     """
-    if x.dtype == jnp.bfloat16 != dtype:
+    if x.dtype == jnp.bfloat16:
         x, v = by_platform(x, v, cpu=_behind_a_barrier, gpu=_as_they_are, tpu=_as_they_are)
     return x.astype(dtype), v
 
