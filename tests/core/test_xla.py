@@ -1,4 +1,4 @@
-"""bfloat16 is widened where it is summed: no float32 copy of the activation is stored."""
+"""What XLA is told shows in what it compiles: bfloat16 is widened where it is summed."""
 
 import re
 
