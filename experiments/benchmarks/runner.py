@@ -53,7 +53,7 @@ def run(options: Benchmark) -> int:
         shown = [panel.as_json() for panel in panels]
         results.write_json(stage / results.SUMMARY, summary(options.name, findings, shown))
         with plots.style():
-            plots.save(draw(_title(module), panels), stage / figure)
+            plots.save(draw(title_of(module, settings), panels), stage / figure)
     for panel in panels:
         console.print(table(panel))
     console.print(claims_table(findings))
@@ -78,6 +78,10 @@ def _measure(module: ModuleType, settings: Settings, progress: Progress, path: P
     return records
 
 
-def _title(module: ModuleType) -> str:
-    """The first line of the module's docstring, up to the colon."""
-    return (module.__doc__ or "").partition("\n")[0].partition(":")[0].rstrip(".")
+def title_of(module: ModuleType, settings: Settings) -> str:
+    """The first line of the module's docstring, up to the colon, and what is not as by default."""
+    begin = (module.__doc__ or "").partition("\n")[0].partition(":")[0].rstrip(".")
+    words = {"dtype": settings.dtype, "axis": f"axis {settings.axis}"}
+    default = module.DEFAULTS
+    other = [w for name, w in words.items() if getattr(settings, name) != getattr(default, name)]
+    return ", ".join([begin, *other])

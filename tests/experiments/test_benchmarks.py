@@ -424,5 +424,5 @@ def test_the_floor_runs_in_both_dtypes():
 def test_runner_knows_every_benchmark():
     for name, entry in BENCHMARKS.items():
         module = importlib.import_module(f"experiments.benchmarks.{name}")
-        assert runner._title(module) and set(module.SHAPES) == {"quick", "full"}
+        assert runner.title_of(module, module.DEFAULTS) and set(module.SHAPES) == {"quick", "full"}
         assert set(entry.options) <= {"rounds", "dtype", "axis"}
