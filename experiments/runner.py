@@ -4,6 +4,7 @@ import dataclasses
 import io
 import time
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,8 @@ def _run(
     started = time.monotonic()
     interrupts.raise_again()
     with results.staged(out, config, options.overwrite) as stage:
-        _measure(experiment, settings, data, stage, console)
+        with _single_precision():
+            _measure(experiment, settings, data, stage, console)
         seconds = time.monotonic() - started
         records = read_records(stage / results.RECORDS)
         rows = judge(experiment, records, settings)
@@ -169,6 +171,13 @@ def _load_data(settings: Settings, data_dir: Path | None) -> "Dataset":
             f"--batch-size {settings.batch_size} is more than the {images} training images"
         )
     return loaded
+
+
+def _single_precision() -> AbstractContextManager[object]:
+    """Accelerators multiply with three digits unless told otherwise; a CPU keeps all."""
+    import jax
+
+    return jax.default_matmul_precision("highest")
 
 
 def _measure(

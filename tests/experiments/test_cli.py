@@ -19,9 +19,12 @@ import bnjax
 from experiments.benchmarks import BENCHMARKS
 from experiments.cli import main
 from experiments.common import results
+from experiments.common.errors import UserError
 from experiments.common.results import RECORDS
-from experiments.options import COMMANDS
+from experiments.common.trials import once
+from experiments.options import COMMANDS, Run
 from experiments.registry import EXPERIMENTS
+from experiments.runner import run
 from experiments.train.options import Train
 
 TWO_STEPS = ["run", "convergence", "--steps", "2", "--eval-every", "1", "--seeds", "2"]
@@ -348,6 +351,16 @@ def test_two_steps_make_all_files(finished):
     claims = json.loads((out / "summary.json").read_text())["claims"]
     assert len(claims) == 4
     assert (out / "convergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_products_keep_all_digits_of_float32_on_accelerators(monkeypatch):
+    def lower():
+        matrix = jax.numpy.ones((2, 2))
+        raise UserError(jax.jit(jax.numpy.dot).lower(matrix, matrix).as_text())
+
+    monkeypatch.setattr("experiments.lab.epsilon.trials", lambda *_: [once("probe", lower)])
+    with pytest.raises(UserError, match="HIGHEST"):
+        run(Run("epsilon"))
 
 
 def test_same_command_same_numbers_and_picture(finished, tmp_path):
