@@ -77,6 +77,11 @@ def _dispatch(args: Sequence[str] | None) -> int:
 
         report.run(command)
         return 0
+    if isinstance(command, options.Compare):
+        from experiments.report import compare
+
+        compare.run(command)
+        return 0
     if isinstance(command, options.Site):
         from experiments.site import runner as site
 

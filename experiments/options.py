@@ -92,12 +92,29 @@ class Plot:
 class Report:
     """Put every finished result on one HTML page, charts and all."""
 
-    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR")] = ()
-    """Folders of results, or of folders of them. (default: runs, or the results of this project)"""
+    folders: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="DIR", help_behavior_hint="(default: runs, or the results of this project)"),
+    ] = ()
+    """Folders of results, or of folders of them."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("report.html")
     """The page; written over."""
     gallery: FlagCreatePairsOff[bool] = False
     """Renew the pictures and tables in experiments/README.md and lectures.md instead."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Tell which verdicts of your results are not those of this project's.
+
+    Results are compared where they were run with the same settings. Another processor, another
+    version of JAX or a change of the code moves bits, and may move a verdict.
+    """
+
+    folders: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="DIR", help_behavior_hint="(default: runs)")
+    ] = ()
+    """Folders of results, or of folders of them."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +155,13 @@ class Site:
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/site")
 
 
-Command = Run | List | Plot | Report | Benchmark | Train | Site
+Command = Run | List | Plot | Report | Compare | Benchmark | Train | Site
 COMMANDS: dict[str, Any] = {
     "run": Run,
     "list": List,
     "plot": Plot,
     "report": Report,
+    "compare": Compare,
     "benchmark": Benchmark,
     "train": Train,
     "site": Site,
