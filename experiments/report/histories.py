@@ -176,8 +176,9 @@ def _over_seeds(values: np.ndarray) -> dict[str, Any]:
     seeds = len(values)
     with np.errstate(invalid="ignore", over="ignore"):
         half = _quantile(seeds) * values.std(0, ddof=min(1, seeds - 1)) / seeds**0.5
-        columns = {"mean": values.mean(0), "low": values.min(0), "high": values.max(0)}
-    return {"seeds": seeds, "half": _short(half, 2)} | {k: _short(v) for k, v in columns.items()}
+        mean, ends = values.mean(0), {"low": values.min(0), "high": values.max(0)}
+    line = {"seeds": seeds, "half": _short(half, 2), "mean": _short(mean)}
+    return line | {name: _short(end, 3) for name, end in ends.items()}
 
 
 @cache
@@ -233,7 +234,7 @@ def spreads(found: Sequence[History]) -> list[dict[str, Any]]:
         values: dict[str, dict[str, Any]] = {}
         for name, layer in dict.fromkeys((m["name"], m["layer"]) for m in matches):
             columns = [history.numbers[f"{name}_{layer}_{q}"].mean(0)[kept] for q in PERCENTILES]
-            rows = [_short(row) for row in np.stack(columns, 1)]
+            rows = [_short(row, 3) for row in np.stack(columns, 1)]
             values.setdefault(in_words(name), {})[layer] = rows
         line = {"network": history.network, "x": _short(history.at[kept]), "values": values}
         rate = {} if history.rate is None else {"rate": history.rate}

@@ -69,6 +69,7 @@ def environment() -> Environment:
         json=_json,
         look=LOOK.__getitem__,
         mark=MARK.__getitem__,
+        numbers=_numbers,
         outcome=outcome,
         packed=charts.packed_json,
         rst=as_html,
@@ -92,6 +93,14 @@ def _compared(runs: Sequence[Result]) -> list[tuple[str, list[dict[str, Any] | N
     found = [{(c["short"], c["claim"]): c for c in run.summary["claims"]} for run in runs]
     claims = dict.fromkeys(key for run in found for key in run)
     return [(key[1], [run.get(key) for run in found]) for key in claims]
+
+
+def _numbers(value: Any) -> str:
+    """As JSON, with as many digits as anybody reads; summary.json has the others."""
+    rounded = json.loads(
+        json.dumps(value), parse_float=lambda digits: float(f"{float(digits):.5g}")
+    )
+    return json.dumps(rounded)
 
 
 def _json(value: Any, indent: int | None = None) -> str:

@@ -92,7 +92,7 @@ def test_lines_are_the_means_of_the_records_at_the_rates_that_the_claims_are_abo
     steps, values = series(records, "with batch norm, rate 0.3", "test_accuracy")
     at = np.searchsorted(steps, line["x"])
     np.testing.assert_allclose(line["mean"], values.mean(0)[at], rtol=1e-3)
-    np.testing.assert_allclose(line["low"], values.min(0)[at], rtol=1e-3)
+    np.testing.assert_allclose(line["low"], values.min(0)[at], rtol=5e-3)  # three digits
     assert line["seeds"] == 10 and len(line["x"]) <= MOST_STEPS
     assert line["x"][0] == steps[0] and line["x"][-1] == steps[-1]
 
@@ -114,7 +114,7 @@ def test_percentiles_are_the_means_of_the_records(program, name, recorded):
     trial = f"{line['network']}, rate {line['rate']:g}"
     for q, value in zip((5, 25, 50, 75, 95), last, strict=True):
         mean = series(records, trial, f"{recorded}_2_{q}")[1][:, -1].mean()
-        assert value == pytest.approx(mean, rel=1e-3)
+        assert value == pytest.approx(mean, rel=5e-3)  # three digits
 
 
 @needs_results
