@@ -57,7 +57,7 @@ EXPERIMENTS = (
         "Training is smoother with batch norm",
         "Training is not smoother with batch norm here",
         "Raschka; Ng",
-        {"quick": 0.4, "long": 25},
+        {"quick": 0.4, "long": 23},
         "Two strips may disagree: in absolute terms the loss fluctuates less with batch norm, "
         "in relation to its own size it need not.",
     ),

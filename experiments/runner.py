@@ -101,7 +101,7 @@ def _run(
         rows = judge(experiment, records, settings)
         _write_summary(experiment, rows, stage, seconds)
         console.print("drawing the figure ...")
-        _draw(experiment, records, rows, settings, stage / figure_name(experiment))
+        _draw(experiment, config, records, rows, settings, stage / figure_name(experiment))
     _print_rows(rows, console)
     picture = out / figure_name(experiment)
     console.print(f"{seconds:.0f} s of training; open {picture}", markup=False, soft_wrap=True)
@@ -132,7 +132,7 @@ def redraw(folder: Path) -> None:
     with contents.from_records(logged), warnings.catch_warnings(action="ignore"):
         records = read_records(logged)
         rows = judge(experiment, records, settings)
-        _draw(experiment, records, rows, settings, picture)
+        _draw(experiment, config, records, rows, settings, picture)
     try:
         path.write_bytes(picture.getvalue())
         _write_summary(experiment, rows, folder, seconds)
@@ -253,6 +253,7 @@ def title(experiment: Experiment, rows: list[Row]) -> str:
 
 def _draw(
     experiment: Experiment,
+    config: dict[str, Any],
     records: list[Record],
     rows: list[Row],
     settings: Settings,
@@ -263,6 +264,7 @@ def _draw(
     with plots.style():
         figure = experiment.module.draw(records, settings)
         note = f"{plots.data_and_seeds(settings)}; {settings.steps_in_words}"
+        note += results.on_device(config)
         plots.frame(figure, title(experiment, rows), rows, note)
         plots.save(figure, path)
 

@@ -290,6 +290,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def on_device(config: dict[str, Any]) -> str:
+    """Such as ", on NVIDIA H200"; nothing where a CPU did it, as in most results."""
+    kind = config["device"]["kind"]
+    return "" if kind == "cpu" else f", on {kind}"
+
+
 def processor() -> str:
     """The model, as far as the system tells."""
     try:

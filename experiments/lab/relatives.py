@@ -87,7 +87,7 @@ LOOKS = {  # colour, line style, marker
     WEIGHT: (YELLOW, "-.", "P"),
     SPECTRAL: ("#000000", ":", "*"),
 }
-ERRORS = (1, 2, 3, 5, 10, 20, 30, 50, 90)  # ticks, in percent
+ERRORS = (1, 2, 3, 4, 5, 7, 10, 20, 30, 50, 90)  # ticks, in percent
 
 
 @dataclass(frozen=True)

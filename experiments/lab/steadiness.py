@@ -310,6 +310,7 @@ def _draw_fluctuation(ax: Axes, records: Sequence[Record], names: dict[str, str]
             color, marker = COLORS[network], MARKERS[network]
             draw_dots(ax, place + beside, values, color, width=0.3, marker=marker)
     ax.set_yscale("log")
+    set_ticks(ax.yaxis, FixedLocator((0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)), "{x:g}")
     ax.set_xticks((0, 1), ("absolute", "relative"))
     ax.set_ylabel("fluctuation (log)")
     entitle(ax, "loss fluctuates", "b")

@@ -33,9 +33,8 @@ class Result(NamedTuple):
         """What was run on what, such as "MNIST, 5 seeds, 2,000 steps"."""
         given = self.config["settings"]
         settings = Settings(**{name: given[name] for name in COMMON if name in given})
-        kind = self.config["device"]["kind"]
-        device = "" if kind == "cpu" else f", on {kind}"
-        return f"{settings.data_name}, {settings.seeds_in_words}, {settings.steps:,} steps{device}"
+        words = f"{settings.data_name}, {settings.seeds_in_words}, {settings.steps:,} steps"
+        return words + results.on_device(self.config)
 
     @property
     def command(self) -> str:
