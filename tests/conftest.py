@@ -65,6 +65,12 @@ def forget_programs():
     gc.collect()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    with compiling("quickly"):  # what modules make on import
+        return (yield)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("several_devices") and jax.device_count() < 8:
         pytest.skip("needs eight devices, as the CPU has in these tests")
