@@ -36,7 +36,7 @@ class Experiment:
 EXPERIMENTS = (
     Experiment(
         "convergence",
-        "Batch norm trains faster and steadier",
+        "Batch norm trains faster",
         "Batch norm does not train faster here",
         "Ioffe & Szegedy 2015, section 4.1, Fig. 1",
         {"quick": 1, "long": 40, "paper": 90},

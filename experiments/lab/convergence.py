@@ -1,10 +1,10 @@
-"""Batch norm trains faster and steadier (Ioffe & Szegedy 2015, section 4.1, Fig. 1).
+"""Batch norm trains faster (Ioffe & Szegedy 2015, section 4.1, Fig. 1).
 
 Two networks of three hidden layers of 100 sigmoid units, one with batch norm before each sigmoid,
 are trained on black-and-white digits by plain gradient descent, from the same weights, on the same
 mini-batches, at every rate of a grid. Each is then seen at the rate that suits it best: that with
 the fewest steps to the target accuracy on images held out. With one rate for both, the outcome
-hangs on that rate: on MNIST batch norm is 42 times faster at 0.3 and 11 times at 3.
+hangs on that rate: on MNIST batch norm is at 90 % 5.6 times sooner at 0.1, 1.6 at 1, 12 at 10.
 
 The paper does not name the spread of its "small random Gaussian" weights. Here it is 0.1, as suits
 a layer of 100 inputs. A smaller one starves the network without batch norm alone: with 0.01, a run
@@ -26,7 +26,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import FixedLocator, LogLocator
 
 from experiments.common.data import Dataset, binarize, hold_out
 from experiments.common.histories import count_steps, final, last, log_speed_up, steps_to_target
@@ -42,6 +42,7 @@ from experiments.common.plots import (
     entitle,
     narrow,
     percent_axis,
+    set_ticks,
     stretch_accuracy,
     stretch_steps,
 )
@@ -218,6 +219,7 @@ def _draw_drift(ax: Axes, records: Sequence[Record], names: dict[str, str]) -> N
             values = last(records, name, metric)
             draw_dots(ax, place + beside, values, COLORS[network], width=0.3)
     ax.set_yscale("log")
+    set_ticks(ax.yaxis, FixedLocator((0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)), "{x:g}")
     ax.set_xticks((0, 1), ("absolute", "relative to\nthe spread"))
     ax.set_ylabel("drift (log scale)")
     entitle(ax, "sigmoid inputs drift", "c")

@@ -277,7 +277,7 @@ def test_list_names_claim_source_data_steps_and_minutes(capsys):
     lines = [line.strip("│").split("│") for line in row.splitlines() if line.startswith("│")]
     assert [" ".join(" ".join(cell).split()) for cell in zip(*lines, strict=True)] == [
         "convergence",
-        "Batch norm trains faster and steadier (Ioffe & Szegedy 2015, section 4.1, Fig. 1)",
+        "Batch norm trains faster (Ioffe & Szegedy 2015, section 4.1, Fig. 1)",
         "quick: digits, 1,000 steps, 1 min long: MNIST, 10,000 steps, 40 min "
         "paper: MNIST, 50,000 steps, 90 min",
     ]
