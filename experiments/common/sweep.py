@@ -112,6 +112,7 @@ def draw_fits(
         draw_band(loss, steps[1:], values[:, 1:], color, network, style)
         draw_sweep(accuracy, records, network, rates, color, style)
     loss.set(yscale="log", xlabel="training step", ylabel="training loss (log scale)")
+    set_ticks(loss.yaxis, LogLocator(subs=(1, 2, 5)), "{x:g}")
     entitle(loss, "each where it fits best", "a")
     near_best(accuracy)
     entitle(accuracy, "accuracy by rate", "b")

@@ -167,8 +167,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
             "the whole batch becomes one large network",
             "Lee",
             Test(
-                f"share of images whose class changes with the company, in batches of {FEW}",
-                of(NORMALISED, f"changed_{FEW}"),
+                f"share of images whose class changes with the company, in batches of {FEW} - 1/2",
+                of(NORMALISED, f"changed_{FEW}") - 0.5,
             ),
             found=f"share that changes: {company('changed')}; of a logit's squared gradient, "
             f"{of(NORMALISED, 'elsewhere').mean():.1%} lies on other images of {NGS}",
@@ -182,7 +182,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
                 np.log(of(NORMALISED, f"spread_{FEW}") / of(NORMALISED, f"spread_{NGS}")),
                 TIMES,
             ),
-            found=f"spread of a logit, as a share of that of all logits: {company('spread')}",
+            found=f"spread of a logit, as a share of that of all logits: {company('spread')}; "
+            f"{FEW} against {NGS}",
         ),
         claim(
             "cheats through the batch",

@@ -61,7 +61,14 @@ from experiments.common.plots import (
 )
 from experiments.common.records import Record
 from experiments.common.settings import SameImages
-from experiments.common.sweep import at_rate, best_trial, by_accuracy, trained_at
+from experiments.common.sweep import (
+    at_rate,
+    best_rate,
+    best_trial,
+    by_accuracy,
+    rate_in_words,
+    trained_at,
+)
 from experiments.common.trials import Trial
 from experiments.common.verdicts import Row, Test, claim, control
 
@@ -243,6 +250,15 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
             f"{error(STATISTICS_OF_2, LARGE).mean():.1%} by those of {SMALLEST}; "
             f"batches of {SMALLEST}: {error(BATCH, SMALLEST).mean():.1%}",
         ),
+        control(
+            "best rates",
+            "as given, for batches of 64; at an end of the grid a better one may lie beyond",
+            "; ".join(
+                f"{norm} {_best_in_words(records, settings, norm, LARGE)} at {LARGE}, "
+                f"{_best_in_words(records, settings, norm, SMALLEST)} at {SMALLEST}"
+                for norm in (BATCH, RENORM, GROUP)
+            ),
+        ),
         control("renorm's own rise", "what small batches cost batch renorm", from_to(RENORM)),
         control(
             "two classes in a batch",
@@ -256,6 +272,13 @@ def _best(records: Sequence[Record], settings: Settings, norm: str, size: int, r
     """The name of the trial at the best rate."""
     name = name_of(norm, size, run)
     return best_trial(records, name, settings.at(size).rates)
+
+
+def _best_in_words(records: Sequence[Record], settings: Settings, norm: str, size: int) -> str:
+    """The best rate as it is given, for batches of 64."""
+    chosen = best_rate(records, name_of(norm, size), settings.at(size).rates)
+    place = settings.at(size).rates.index(chosen)
+    return rate_in_words(settings.rates[place], settings.rates)
 
 
 def _error(

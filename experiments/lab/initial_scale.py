@@ -172,7 +172,7 @@ def draw(records: Sequence[Record], settings: ScaleSettings) -> Figure:
     log_axis(top, settings.scales, "{x:g}")
     top.set_xlabel("first weights, times He's (log scale)")
     stretch_accuracy(top, 0.07, 0.995, ticks=ACCURACY_TICKS)
-    top.legend(loc="center left")
+    top.legend(loc="upper left", ncols=2)
     entitle(top, "each at its best rate", "a")
     for column, network in enumerate(NETWORKS):
         ax = figure.add_subplot(grid[1, column])

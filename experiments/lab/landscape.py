@@ -196,7 +196,7 @@ def _smaller(
         words, norm = WORDS[metric], BRIEFLY[network]
         of = f"log of the {words}, without / with {norm}, {_mean_over(rates)}"
         tests.append(Test(of, logs.mean(1), TIMES))
-        found.append(f"{words} {_spread(np.exp(logs.mean(0)))} times smaller with {norm}")
+        found.append(f"{words} {_spread(np.exp(logs.mean(0)))} times as large without {norm}")
     return claim(short, said, f"{PAPER}, {where}", *tests, found="; ".join(found))
 
 

@@ -288,7 +288,7 @@ def _mark_factors(ax: Axes, plain: Sweep) -> None:
     for factor in SAID:
         rate = plain.grid[times(plain, factor)]
         ax.axvline(rate, color=GREY, linewidth=0.9, linestyle=":")
-        label = "best without " if factor == 1 else f" ×{rate / plain.best:.0f}"
+        label = "best without " if factor == 1 else f" ≈×{factor}"
         side = "right" if factor == 1 else "left"
         ax.text(rate, 0.02, label, color=GREY, ha=side, fontsize=8.5)
 

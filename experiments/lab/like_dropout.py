@@ -17,9 +17,9 @@ The gap between test and training loss (both by running statistics, nothing drop
 against the noise. Between two probabilities the gap of dropout is read off a straight line over the
 logarithm of the noise.
 
-There are 400 training images, so that the networks have something to overfit. With all 1,297 digits
-neither kind of noise narrowed the gap for sure, and dropout of 0.5 widened it: where dropout does
-not regularise, batch norm can not be seen to do as dropout does.
+There are 400 training images of digits, or 1,000 of MNIST, so that the networks have something to
+overfit. Too much dropout widens the gap, as 0.5 does here, though accuracy may gain all the same:
+so the dropout to compare with is that which narrows the gap most.
 
 Left out by the lecture: how far the likeness goes. Dropout's noise is independent in every unit and
 image; batch norm's is one for all images of a batch, and adds as well as multiplies.
@@ -208,7 +208,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
     noise = {name: final(records, name, "noise") for name in _names()}
     whole = gap[name_of(BATCH)]
     won = {name: (whole - gap[name]) / whole.mean() for name in gap}  # shares of the mean gap
-    ngs, half = name_of(NGS), name_of(dropped=0.5)
+    ngs = name_of(NGS)
+    best = min(DROPOUT[1:], key=lambda name: gap[name].mean())
     apart = {size: like_dropout(records, name_of(size)) / whole.mean() for size in SIZES}
 
     dropped = _by_noise(records, DROPOUT, "noise")[0].mean(1)
@@ -223,9 +224,20 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
             '"similar to dropout, batch norm therefore has a slight regularization effect"',
             NG,
             Test(f"gap won by statistics of {NGS} in place of {BATCH}", won[ngs], SHARES),
-            Test(f"gap won by dropout 0.5 - by statistics of {NGS}", won[half] - won[ngs], SHARES),
             found=f"gap of the loss {whole.mean():.4f} by statistics of {BATCH}, "
-            f"{gap[ngs].mean():.4f} of {NGS}, {gap[half].mean():.4f} with dropout 0.5",
+            f"{gap[ngs].mean():.4f} of {NGS}",
+        ),
+        claim(
+            "only slightly",
+            '"a slight regularization effect": less than dropout can have',
+            NG,
+            Test(
+                f"gap won by {best}, the dropout that wins most - by statistics of {NGS}",
+                won[best] - won[ngs],
+                SHARES,
+            ),
+            found=f"gap of the loss {gap[ngs].mean():.4f} by statistics of {NGS}, "
+            f"{gap[best].mean():.4f} with {best}",
         ),
         claim(
             "as dropout of like noise",

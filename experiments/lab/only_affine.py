@@ -58,6 +58,7 @@ from experiments.common.trials import Trial, training
 from experiments.common.verdicts import PLAIN_NUMBER, Row, Test, claim, control
 
 AFFINE, WEIGHTS, OUTPUT, ALL = "scale, shift", "random weights", "output layer", "everything"
+FAR = 0.05  # of test accuracy, for what is "far higher"
 PARTS = (AFFINE, WEIGHTS, OUTPUT, ALL)
 COLORS: dict[str, str] = dict(zip(PARTS, (BLUE, ORANGE, GREEN, GREY), strict=True))
 STYLES: dict[str, str] = dict(zip(PARTS, ("-", "--", "-.", ":"), strict=True))
@@ -198,7 +199,8 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
                 "test accuracy of scale and shift - the middle of chance and everything",
                 accuracy[AFFINE] - (chance + accuracy[ALL]) / 2,
             ),
-            found=f"width {widest}: {scored[AFFINE]}, {scored[ALL]} with everything trained",
+            found=f"width {widest}: {scored[AFFINE]}, {scored[ALL]} with everything trained, "
+            f"{scored[OUTPUT]} with the {OUTPUT} alone",
         ),
         claim(
             "more than other weights",
@@ -209,6 +211,7 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
                 "test accuracy of scale and shift - of as many random weights",
                 accuracy[AFFINE] - accuracy[WEIGHTS],
             ),
+            Test("the same, less 5 points", accuracy[AFFINE] - accuracy[WEIGHTS] - FAR),
             found=f"width {widest}: {scored[AFFINE]}, {scored[WEIGHTS]}",
         ),
         claim(

@@ -243,7 +243,7 @@ def _draw_sweeps(ax: Axes, records: Sequence[Record], settings: Settings) -> Non
     set_ticks(ax.xaxis, LogLocator(numticks=6), "{x:g}")
     set_ticks(ax.yaxis, LogLocator(subs=(1, 2, 5)))
     ax.set_ylabel(f"steps to {settings.target_accuracy:.0%} (log scale)")
-    entitle(ax, "rings: fastest rates", "e")
+    entitle(ax, "rings: fastest; top: never", "e")
 
 
 def _draw_moves(ax: Axes, records: Sequence[Record], names: dict[tuple[str, str], str]) -> None:

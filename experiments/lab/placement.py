@@ -48,9 +48,11 @@ from experiments.common.settings import TargetSettings
 from experiments.common.sweep import (
     Score,
     at_rate,
+    best_rate,
     best_trial,
     by_accuracy,
     by_speed,
+    rate_in_words,
     ring,
 )
 from experiments.common.trials import Trial, training
@@ -199,10 +201,11 @@ def _reached(
 def _accuracies(records: Sequence[Record], settings: Settings) -> str:
     found = []
     for kind in KINDS:
-        trials = best_trials(records, settings, kind, by_accuracy)
-        scores = (final(records, name, "test_accuracy").mean() for name in trials.values())
-        words = (f"{name} {score:.1%}" for name, score in zip(trials.values(), scores, strict=True))
-        found.extend(words)
+        for place, trial in best_trials(records, settings, kind, by_accuracy).items():
+            rate = best_rate(records, trial_name(kind, place), settings.rates, by_accuracy)
+            score = final(records, trial, "test_accuracy").mean()
+            words = rate_in_words(rate, settings.rates)
+            found.append(f"{trial_name(kind, place)}, {words}: {score:.1%}")
     return "; ".join(found)
 
 

@@ -10,7 +10,7 @@ Lee's p is the weight of the old value, here and in Flax; PyTorch's `momentum` i
 p is 0.9. PyTorch also stores the sample variance, n / (n - 1) times that of the batch of n.
 
 First, Long's layer: 16 channels get uniform numbers in [0, 1) of shape (100, 16, 784). Once called,
-its averages hold a tenth of the truth, not the truth.
+its averages hold a tenth of the true mean, and nine tenths of the first variance, 1.
 
 Then a network is trained. What normalises in training is the batch, so p changes nothing but the
 test: one run, seed by seed, keeps averages of every p side by side. With exact(t) for the moments

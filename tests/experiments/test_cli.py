@@ -37,7 +37,10 @@ def everything(folder: Path) -> set[Path]:
 
 
 USER_ERRORS = {
-    "unknown command": (["frob"], "choose one of run, list, plot, report, benchmark, train, site"),
+    "unknown command": (
+        ["frob"],
+        "choose one of run, list, plot, report, compare, benchmark, train, site",
+    ),
     "nearly a command": (["trian"], "unknown command 'trian' (did you mean train?)"),
     "no experiment": (["run"], "NAME"),
     "unknown experiment": (["run", "nope"], "'nope'; choose one of: convergence"),

@@ -28,14 +28,14 @@ def verdicts(**changed):
 
 
 def test_a_gap_on_dropouts_line_is_like_dropout():
-    assert verdicts() == [HOLDS, HOLDS]
+    assert verdicts() == [HOLDS, HOLDS, HOLDS]
 
 
 def test_a_gap_off_the_line_is_not():
     off = {f"statistics_of_{size}": 0.05 for size in (NGS, NOISIEST)}
-    assert verdicts(**off) == [IN_PART, FAILS]  # wider, and so less than dropout's
+    assert verdicts(**off) == [FAILS, HOLDS, FAILS]  # wider, and so less than dropout's
     strong = {f"statistics_of_{NGS}": -0.09}
-    assert verdicts(**strong) == [IN_PART, IN_PART]  # narrower, and more than slightly
+    assert verdicts(**strong) == [HOLDS, FAILS, IN_PART]  # narrower, and more than slightly
 
 
 def test_the_noise_is_that_of_passes_beside_the_signal(rng):
