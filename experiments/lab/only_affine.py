@@ -211,7 +211,9 @@ def judge(records: Sequence[Record], settings: Settings) -> list[Row]:
                 "test accuracy of scale and shift - of as many random weights",
                 accuracy[AFFINE] - accuracy[WEIGHTS],
             ),
-            Test("the same, less 5 points", accuracy[AFFINE] - accuracy[WEIGHTS] - FAR),
+            Test(
+                f"the same, less {100 * FAR:g} points", accuracy[AFFINE] - accuracy[WEIGHTS] - FAR
+            ),
             found=f"width {widest}: {scored[AFFINE]}, {scored[WEIGHTS]}",
         ),
         claim(

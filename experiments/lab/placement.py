@@ -201,11 +201,10 @@ def _reached(
 def _accuracies(records: Sequence[Record], settings: Settings) -> str:
     found = []
     for kind in KINDS:
-        for place, trial in best_trials(records, settings, kind, by_accuracy).items():
-            rate = best_rate(records, trial_name(kind, place), settings.rates, by_accuracy)
-            score = final(records, trial, "test_accuracy").mean()
-            words = rate_in_words(rate, settings.rates)
-            found.append(f"{trial_name(kind, place)}, {words}: {score:.1%}")
+        for name in (trial_name(kind, place) for place in PLACES):
+            rate = best_rate(records, name, settings.rates, by_accuracy)
+            score = final(records, at_rate(name, rate), "test_accuracy").mean()
+            found.append(f"{name}, {rate_in_words(rate, settings.rates)}: {score:.1%}")
     return "; ".join(found)
 
 
